@@ -1,0 +1,23 @@
+//! What is said on the wire: Celery's task messages as plain data.
+//!
+//! A [`Message`] keeps what a broker delivered without loss and without opening the body; a
+//! [`Head`] holds the few fields a worker must understand to decide what to do with it. Nothing
+//! here does I/O, reads a clock, or knows a broker's API. Not for: executing tasks, unpickling,
+//! or decoding arguments, which only the process that runs the task may do.
+//!
+//! Celery's counterparts: `celery.app.amqp` (building), `celery.worker.strategy` and
+//! `celery.worker.request` (reading), `kombu.message` and `kombu.transport.virtual.base`.
+
+pub mod content;
+pub mod envelope;
+pub mod head;
+pub mod json;
+pub mod message;
+pub mod rate;
+pub mod request;
+pub mod timestamp;
+
+pub use content::AcceptContent;
+pub use head::{Head, InvalidTask, TimeLimit, TimeLimits};
+pub use message::{DeliveryInfo, Message};
+pub use rate::RateLimit;
