@@ -22,8 +22,9 @@ impl AcceptContent {
 
     /// Whether a body of this type may be opened. `None` stands for a missing content type.
     pub fn allows(&self, content_type: Option<&str>) -> bool {
-        let content_type =
-            content_type.filter(|name| !name.is_empty()).unwrap_or(DEFAULT_CONTENT_TYPE);
+        let content_type = content_type
+            .filter(|name| !name.is_empty())
+            .unwrap_or(DEFAULT_CONTENT_TYPE);
         TRUSTED.contains(&content_type) || self.0.contains(content_type)
     }
 }

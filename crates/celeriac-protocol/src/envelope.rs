@@ -46,8 +46,8 @@ pub enum Undecodable {
 /// When it is not an envelope. No input makes this panic or recurse deeply.
 pub fn decode(raw: &Bytes) -> Result<Message, Undecodable> {
     std::str::from_utf8(raw)?;
-    let text = ByteString::try_from(raw.clone())
-        .map_err(|_| Undecodable::Member("the whole envelope"))?;
+    let text =
+        ByteString::try_from(raw.clone()).map_err(|_| Undecodable::Member("the whole envelope"))?;
     let mut envelope = Object::parse(&text)?;
 
     let properties_text = envelope.take("properties").unwrap_or(Cow::Borrowed("{}"));
@@ -69,7 +69,9 @@ pub fn decode(raw: &Bytes) -> Result<Message, Undecodable> {
         redelivered: is_true(info.get("redelivered")) || is_true(envelope.get("redelivered")),
     };
     let slice = |part: &str| part_of(&text, part);
-    let headers = envelope.take("headers").filter(|headers| json::is_truthy(headers));
+    let headers = envelope
+        .take("headers")
+        .filter(|headers| json::is_truthy(headers));
     Ok(Message {
         body,
         content_type: optional_text(envelope.get("content-type"), "content-type")?,
@@ -82,13 +84,20 @@ pub fn decode(raw: &Bytes) -> Result<Message, Undecodable> {
 
 /// Writes `message` as an envelope with the given delivery tag, its body in base64.
 pub fn encode(message: &Message, delivery_tag: &str) -> String {
-    let quoted =
-        |text: Option<&ByteString>| text.map_or_else(|| "null".to_owned(), |text| json::quote(text));
+    let quoted = |text: Option<&ByteString>| {
+        text.map_or_else(|| "null".to_owned(), |text| json::quote(text))
+    };
     let mut properties = Object::parse(&message.properties).unwrap_or_default();
     let info = &message.delivery_info;
     let mut delivery_info = Object::default();
-    delivery_info.set("exchange", json::quote(info.exchange.as_deref().unwrap_or("")));
-    delivery_info.set("routing_key", json::quote(info.routing_key.as_deref().unwrap_or("")));
+    delivery_info.set(
+        "exchange",
+        json::quote(info.exchange.as_deref().unwrap_or("")),
+    );
+    delivery_info.set(
+        "routing_key",
+        json::quote(info.routing_key.as_deref().unwrap_or("")),
+    );
     if info.redelivered {
         delivery_info.set("redelivered", "true");
     }
@@ -98,7 +107,10 @@ pub fn encode(message: &Message, delivery_tag: &str) -> String {
 
     let mut envelope = Object::default();
     envelope.set("body", json::quote(&BASE64.encode(&message.body)));
-    envelope.set("content-encoding", quoted(message.content_encoding.as_ref()));
+    envelope.set(
+        "content-encoding",
+        quoted(message.content_encoding.as_ref()),
+    );
     envelope.set("content-type", quoted(message.content_type.as_ref()));
     envelope.set("headers", message.headers.to_string());
     envelope.set("properties", properties.to_string());
@@ -144,10 +156,7 @@ fn decode_body(body: &str, encoding: Option<&str>) -> Result<Bytes, Undecodable>
     }
 }
 
-fn optional_text(
-    raw: Option<&str>,
-    name: &'static str,
-) -> Result<Option<ByteString>, Undecodable> {
+fn optional_text(raw: Option<&str>, name: &'static str) -> Result<Option<ByteString>, Undecodable> {
     match raw {
         None | Some("null") => Ok(None),
         Some(raw) => json::as_str(raw)
@@ -192,14 +201,23 @@ mod tests {
         assert_eq!(message.delivery_info.routing_key.as_deref(), Some("celery"));
         assert_eq!(message.priority(), 0);
         assert!(!message.delivery_info.redelivered);
-        assert_eq!(message.property("reply_to").as_deref(), Some("\"48579f8d\""));
+        assert_eq!(
+            message.property("reply_to").as_deref(),
+            Some("\"48579f8d\"")
+        );
     }
 
     #[test]
     fn an_encoded_message_is_opened_again() {
         let message = decode_text(CAPTURED).unwrap();
-        assert_eq!(decode_text(&encode(&message, "53a24494")).unwrap().body, message.body);
-        assert_eq!(decode_text(&encode(&message, "53a24494")).unwrap().headers, message.headers);
+        assert_eq!(
+            decode_text(&encode(&message, "53a24494")).unwrap().body,
+            message.body
+        );
+        assert_eq!(
+            decode_text(&encode(&message, "53a24494")).unwrap().headers,
+            message.headers
+        );
     }
 
     #[test]
@@ -218,7 +236,10 @@ mod tests {
         let once = mark_redelivered(CAPTURED).into_owned();
         let message = decode_text(&once).unwrap();
         assert!(message.delivery_info.redelivered);
-        assert_eq!(Object::parse(&message.headers).unwrap().get("redelivered"), Some("true"));
+        assert_eq!(
+            Object::parse(&message.headers).unwrap().get("redelivered"),
+            Some("true")
+        );
         assert_eq!(mark_redelivered(&once), once);
         assert_eq!(mark_redelivered("no envelope"), "no envelope");
     }
@@ -231,7 +252,11 @@ mod tests {
 
     #[test]
     fn hostile_input_is_an_error() {
-        let deep = format!(r#"{{"body": {}{}}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        let deep = format!(
+            r#"{{"body": {}{}}}"#,
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
         for text in [
             "",
             "\u{0}",
@@ -245,7 +270,11 @@ mod tests {
             r#"{"body": "", "properties": {"delivery_info": {"exchange": []}}}"#,
             &deep,
         ] {
-            assert!(decode_text(text).is_err(), "{}", &text[..text.len().min(80)]);
+            assert!(
+                decode_text(text).is_err(),
+                "{}",
+                &text[..text.len().min(80)]
+            );
         }
         assert!(decode(&Bytes::from_static(&[0xff, 0xfe, 0x00])).is_err());
     }

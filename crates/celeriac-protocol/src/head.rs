@@ -54,23 +54,42 @@ impl Head {
     pub fn from_v1_body(body: &Object<'_>) -> Option<Result<Self, InvalidTask>> {
         body.get("task")?;
         Some(Self::read(body).and_then(|head| {
-            let is_mapping = body.get("kwargs").is_none_or(|kwargs| kwargs.starts_with('{'));
-            if is_mapping { Ok(head) } else { Err(head.invalid(Invalidity::Kwargs)) }
+            let is_mapping = body
+                .get("kwargs")
+                .is_none_or(|kwargs| kwargs.starts_with('{'));
+            if is_mapping {
+                Ok(head)
+            } else {
+                Err(head.invalid(Invalidity::Kwargs))
+            }
         }))
     }
 
     fn read(members: &Object<'_>) -> Result<Self, InvalidTask> {
         let text = |name| members.get(name).and_then(json::as_str).map(owned);
-        let raw = |name| members.get(name).filter(|raw| json::is_truthy(raw)).map(ByteString::from);
+        let raw = |name| {
+            members
+                .get(name)
+                .filter(|raw| json::is_truthy(raw))
+                .map(ByteString::from)
+        };
         let (task, id) = (text("task"), text("id"));
-        let invalid = |why| InvalidTask { task: task.clone(), id: id.clone(), why };
+        let invalid = |why| InvalidTask {
+            task: task.clone(),
+            id: id.clone(),
+            why,
+        };
 
         let time = |name: &'static str| {
             let Some(raw) = members.get(name).filter(|raw| *raw != "null") else {
                 return Ok(None);
             };
             read_time(raw).map_err(|reason| {
-                invalid(Invalidity::Time { name, value: raw.to_owned(), reason })
+                invalid(Invalidity::Time {
+                    name,
+                    value: raw.to_owned(),
+                    reason,
+                })
             })
         };
         Ok(Self {
@@ -94,7 +113,11 @@ impl Head {
     }
 
     fn invalid(self, why: Invalidity) -> InvalidTask {
-        InvalidTask { task: Some(self.task), id: Some(self.id), why }
+        InvalidTask {
+            task: Some(self.task),
+            id: Some(self.id),
+            why,
+        }
     }
 }
 
@@ -154,7 +177,10 @@ impl TimeLimits {
     /// These limits, with `other`'s where one is absent.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
-        Self { hard: self.hard.or(other.hard), soft: self.soft.or(other.soft) }
+        Self {
+            hard: self.hard.or(other.hard),
+            soft: self.soft.or(other.soft),
+        }
     }
 
     /// Reads the header: `[hard, soft]`, each null or falsy for none.
@@ -167,9 +193,12 @@ impl TimeLimits {
             serde_json::from_str::<[Option<serde_json::Number>; 2]>(raw).map_err(|_| invalid())?;
         let limit = |number: Option<serde_json::Number>| match number {
             None => Ok(None),
-            Some(number) => TimeLimit::new(&number).map_err(|()| invalid()),
+            Some(number) => TimeLimit::new(&number).ok_or_else(invalid),
         };
-        Ok(Self { hard: limit(hard)?, soft: limit(soft)? })
+        Ok(Self {
+            hard: limit(hard)?,
+            soft: limit(soft)?,
+        })
     }
 }
 
@@ -181,10 +210,13 @@ pub struct TimeLimit {
 }
 
 impl TimeLimit {
-    /// From a JSON number; `None` for zero, which means no limit.
-    pub fn new(number: &serde_json::Number) -> Result<Option<Self>, ()> {
-        let seconds = number.as_f64().filter(|n| n.is_finite() && *n >= 0.0).ok_or(())?;
-        Ok((seconds > 0.0).then_some(Self { seconds, is_integer: !number.is_f64() }))
+    /// From a JSON number: `Some(None)` for zero, which means no limit; `None` for what is no time.
+    pub fn new(number: &serde_json::Number) -> Option<Option<Self>> {
+        let seconds = number.as_f64().filter(|n| n.is_finite() && *n >= 0.0)?;
+        Some((seconds > 0.0).then_some(Self {
+            seconds,
+            is_integer: !number.is_f64(),
+        }))
     }
 
     /// The limit as a span of time, at most the longest that `Duration` holds.
@@ -215,7 +247,12 @@ fn read_time(raw: &str) -> Result<Option<Timestamp>, timestamp::InvalidTime> {
         None => Object::parse(raw)
             .ok()
             .filter(|object| object.get("__type__") == Some("\"datetime\""))
-            .and_then(|object| object.get("__value__").and_then(json::as_str).map(Cow::into_owned))
+            .and_then(|object| {
+                object
+                    .get("__value__")
+                    .and_then(json::as_str)
+                    .map(Cow::into_owned)
+            })
             .ok_or(timestamp::InvalidTime::Form)?,
     };
     timestamp::parse(&text).map(Some)
@@ -246,9 +283,15 @@ mod tests {
     #[test]
     fn all_that_counts_is_read() {
         let head = read(FULL).unwrap();
-        assert_eq!((head.name(), &*head.task, &*head.id), ("sh", "proj.add", "2c31690e"));
+        assert_eq!(
+            (head.name(), &*head.task, &*head.id),
+            ("sh", "proj.add", "2c31690e")
+        );
         assert_eq!(head.eta.unwrap().to_string(), "2026-11-22T01:26:17.052033Z");
-        assert_eq!(head.expires.unwrap().to_string(), "2026-11-22T01:28:07.052033Z");
+        assert_eq!(
+            head.expires.unwrap().to_string(),
+            "2026-11-22T01:28:07.052033Z"
+        );
         assert_eq!(head.retries, 2);
         assert_eq!(head.time_limits.hard.unwrap().to_string(), "9");
         assert_eq!(head.time_limits.soft.unwrap().to_string(), "7.0");
@@ -260,7 +303,10 @@ mod tests {
     fn task_and_id_are_enough() {
         let head = read(r#"{"task": "t", "id": "1"}"#).unwrap();
         assert_eq!(head.time_limits, TimeLimits::default());
-        assert_eq!((head.eta, head.expires, head.ignore_result), (None, None, None));
+        assert_eq!(
+            (head.eta, head.expires, head.ignore_result),
+            (None, None, None)
+        );
     }
 
     #[test]
@@ -285,7 +331,10 @@ mod tests {
         for (headers, why) in [
             (r#"{"task": "t"}"#, "the message has no task id"),
             (r#"{"task": "t", "id": 5}"#, "the message has no task id"),
-            (r#"{"task": ["t"], "id": "1"}"#, "the task's name is not a string"),
+            (
+                r#"{"task": ["t"], "id": "1"}"#,
+                "the task's name is not a string",
+            ),
             (
                 r#"{"task": "t", "id": "1", "eta": 12}"#,
                 "invalid eta value 12: not an ISO 8601 time",
@@ -309,7 +358,10 @@ mod tests {
 
     #[test]
     fn headers_without_a_task_are_not_protocol_2() {
-        assert_eq!(Head::from_headers(&Object::parse(r#"{"id": "1"}"#).unwrap()), None);
+        assert_eq!(
+            Head::from_headers(&Object::parse(r#"{"id": "1"}"#).unwrap()),
+            None
+        );
     }
 
     #[test]
@@ -317,13 +369,18 @@ mod tests {
         let body = r#"{"task": "t", "id": "1", "args": [1], "kwargs": {}, "retries": 1,
             "eta": "2026-11-22T01:26:17", "expires": null, "utc": true, "callbacks": null,
             "errbacks": null, "timelimit": [null, 3], "taskset": null, "chord": null}"#;
-        let head = Head::from_v1_body(&Object::parse(body).unwrap()).unwrap().unwrap();
+        let head = Head::from_v1_body(&Object::parse(body).unwrap())
+            .unwrap()
+            .unwrap();
         assert_eq!((&*head.task, head.retries), ("t", 1));
         assert_eq!(head.time_limits.soft.unwrap().to_string(), "3");
 
         let body = Object::parse(r#"{"task": "t", "id": "1", "kwargs": [1]}"#).unwrap();
         let error = Head::from_v1_body(&body).unwrap().unwrap_err();
-        assert_eq!(error.to_string(), "Task keyword arguments must be a mapping");
+        assert_eq!(
+            error.to_string(),
+            "Task keyword arguments must be a mapping"
+        );
     }
 
     proptest! {

@@ -8,6 +8,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Not as _;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -29,8 +30,9 @@ impl<'a> Object<'a> {
         match serde_json::from_str::<RawObject<'_>>(text) {
             Ok(raw) => Ok(raw.borrow_from(text, text)),
             Err(error) => match mask_python_floats(text) {
-                Some(masked) => Ok(serde_json::from_str::<RawObject<'_>>(&masked)?
-                    .borrow_from(&masked, text)),
+                Some(masked) => {
+                    Ok(serde_json::from_str::<RawObject<'_>>(&masked)?.borrow_from(&masked, text))
+                }
                 None => Err(error),
             },
         }
@@ -38,7 +40,11 @@ impl<'a> Object<'a> {
 
     /// The raw JSON text of the member `name`, or `None`.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.members.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_ref())
+        self.members
+            .iter()
+            .rev()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_ref())
     }
 
     /// Like [`Object::get`], borrowing from the parsed text where the value still stands in it.
@@ -63,7 +69,9 @@ impl<'a> Object<'a> {
 
     /// The members in order: name and raw JSON text.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.members.iter().map(|(name, value)| (name.as_ref(), value.as_ref()))
+        self.members
+            .iter()
+            .map(|(name, value)| (name.as_ref(), value.as_ref()))
     }
 
     /// Whether there is no member.
@@ -85,6 +93,20 @@ impl fmt::Display for Object<'_> {
     }
 }
 
+/// The elements of a JSON array as raw JSON text.
+///
+/// # Errors
+/// When `text` is not one JSON array with nothing after it.
+pub fn parse_array(text: &str) -> Result<Vec<&str>, serde_json::Error> {
+    let masked = mask_python_floats(text);
+    let parsed = masked.as_deref().unwrap_or(text);
+    let elements = serde_json::from_str::<Vec<&RawValue>>(parsed)?;
+    Ok(elements
+        .into_iter()
+        .map(|element| cut_out(element.get(), parsed, text))
+        .collect())
+}
+
 /// `text` as a JSON string, quotes included.
 pub fn quote(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_else(|_| "\"\"".to_owned())
@@ -94,7 +116,9 @@ pub fn quote(text: &str) -> String {
 pub fn as_str(raw: &str) -> Option<Cow<'_, str>> {
     #[derive(serde::Deserialize)]
     struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-    serde_json::from_str::<Text<'_>>(raw).ok().map(|text| text.0)
+    serde_json::from_str::<Text<'_>>(raw)
+        .ok()
+        .map(|text| text.0)
 }
 
 /// The integer that the JSON text `raw` stands for.
@@ -112,7 +136,7 @@ pub fn is_truthy(raw: &str) -> bool {
     match raw {
         "null" | "false" | "\"\"" => false,
         _ if empty('[', ']') || empty('{', '}') => false,
-        _ => raw.parse::<f64>().map_or(true, |number| number != 0.0),
+        _ => raw.parse::<f64>().is_ok_and(|number| number == 0.0).not(),
     }
 }
 
@@ -122,18 +146,22 @@ struct RawObject<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 impl RawObject<'_> {
     /// The same object with its values cut out of `original`, which is as long as `parsed`.
     fn borrow_from<'t>(self, parsed: &str, original: &'t str) -> Object<'t> {
-        let base = parsed.as_ptr() as usize;
         let members = self
             .0
             .into_iter()
             .map(|(name, value)| {
-                let start = value.get().as_ptr() as usize - base;
-                let value = &original[start..start + value.get().len()];
+                let value = cut_out(value.get(), parsed, original);
                 (Cow::Owned(name.into_owned()), Cow::Borrowed(value))
             })
             .collect();
         Object { members }
     }
+}
+
+/// The part of `original` that stands where `part` stands in `parsed`, which is as long.
+fn cut_out<'t>(part: &str, parsed: &str, original: &'t str) -> &'t str {
+    let start = part.as_ptr() as usize - parsed.as_ptr() as usize;
+    &original[start..start + part.len()]
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for RawObject<'a> {
@@ -175,7 +203,11 @@ fn mask_python_floats(text: &str) -> Option<String> {
         let step = if in_string {
             in_string = next != '"';
             // A backslash hides what follows it.
-            let escaped = if next == '\\' { rest[1..].chars().next() } else { None };
+            let escaped = if next == '\\' {
+                rest[1..].chars().next()
+            } else {
+                None
+            };
             next.len_utf8() + escaped.map_or(0, char::len_utf8)
         } else if rest.starts_with("NaN") {
             masked.push_str("0.0");
@@ -208,7 +240,10 @@ mod tests {
         assert_eq!(object.get("b"), Some(r#"[1, {"x":null}]"#));
         assert_eq!(object.get("a"), Some(r#""q\"uote""#));
         assert_eq!(object.get("missing"), None);
-        assert_eq!(object.to_string(), r#"{"b": [1, {"x":null}], "a": "q\"uote", "u": 1e5}"#);
+        assert_eq!(
+            object.to_string(),
+            r#"{"b": [1, {"x":null}], "a": "q\"uote", "u": 1e5}"#
+        );
     }
 
     #[test]
@@ -230,8 +265,26 @@ mod tests {
     }
 
     #[test]
+    fn elements_of_an_array_keep_their_text() {
+        let elements = parse_array(r#"[{"a": NaN}, "x", [1, 2], null]"#).unwrap();
+        assert_eq!(elements, [r#"{"a": NaN}"#, r#""x""#, "[1, 2]", "null"]);
+        for text in ["", "{}", "[1,]", "[1] x"] {
+            assert!(parse_array(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_no_object_is_refused() {
-        for text in ["", "[]", "null", "1", "{\"a\": }", "{} x", "{\"a\": nan}", "NaN"] {
+        for text in [
+            "",
+            "[]",
+            "null",
+            "1",
+            "{\"a\": }",
+            "{} x",
+            "{\"a\": nan}",
+            "NaN",
+        ] {
             assert!(Object::parse(text).is_err(), "{text}");
         }
     }
@@ -239,7 +292,10 @@ mod tests {
     #[test]
     fn deep_nesting_costs_no_stack() {
         let deep = format!("{{\"a\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
-        assert_eq!(Object::parse(&deep).unwrap().get("a").map(str::len), Some(200_000));
+        assert_eq!(
+            Object::parse(&deep).unwrap().get("a").map(str::len),
+            Some(200_000)
+        );
     }
 
     #[test]

@@ -47,7 +47,12 @@ impl Message {
 
     /// The priority as kombu clamps it on virtual transports: 0 to 9, 0 when missing or no number.
     pub fn priority(&self) -> u8 {
-        let priority = self.delivery_info.priority.as_deref().and_then(json::as_i64).unwrap_or(0);
+        let priority = self
+            .delivery_info
+            .priority
+            .as_deref()
+            .and_then(json::as_i64)
+            .unwrap_or(0);
         priority.clamp(0, 9) as u8
     }
 }

@@ -30,7 +30,11 @@ pub fn to_json(message: &Message, hostname: &str) -> String {
     let _ = write!(
         json,
         r#""properties": {}, "reply_to": {}, "correlation_id": {}, "hostname": {}, "delivery_info": {{"exchange": {}, "routing_key": {}, "priority": {}, "redelivered": {}}}}}"#,
-        if message.properties.is_empty() { "{}" } else { &message.properties },
+        if message.properties.is_empty() {
+            "{}"
+        } else {
+            &message.properties
+        },
         property("reply_to"),
         property("correlation_id"),
         quote(hostname),
@@ -79,7 +83,11 @@ mod tests {
     fn empty_headers_give_a_well_formed_object() {
         for headers in ["{}", "{ }", "null", ""] {
             let json = to_json(&message(headers), "w@h");
-            assert_eq!(Object::parse(&json).unwrap().get("hostname"), Some("\"w@h\""), "{headers}");
+            assert_eq!(
+                Object::parse(&json).unwrap().get("hostname"),
+                Some("\"w@h\""),
+                "{headers}"
+            );
         }
     }
 }

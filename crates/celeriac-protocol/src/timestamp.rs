@@ -53,7 +53,11 @@ fn parse_common_date(text: &str) -> Result<(Date, &str), InvalidTime> {
     let (separated, rest) = strip(rest, '-');
     let (month, rest) = digits(rest, 2)?;
     if rest.is_empty() {
-        return if separated { Ok((date(year, month, 1)?, rest)) } else { Err(InvalidTime::Form) };
+        return if separated {
+            Ok((date(year, month, 1)?, rest))
+        } else {
+            Err(InvalidTime::Form)
+        };
     }
     let rest = match strip(rest, '-') {
         (true, rest) if separated => rest,
@@ -85,7 +89,9 @@ fn parse_uncommon_date(text: &str) -> Result<(Date, &str), InvalidTime> {
     if day < 1 || day > i32::from(first.days_in_year()) {
         return Err(InvalidTime::Range);
     }
-    let date = first.checked_add(Span::new().days(day - 1)).map_err(|_| InvalidTime::Range)?;
+    let date = first
+        .checked_add(Span::new().days(day - 1))
+        .map_err(|_| InvalidTime::Range)?;
     Ok((date, rest))
 }
 
@@ -137,7 +143,11 @@ fn parse_time(text: &str) -> Result<(TimeOfDay, Option<i32>), InvalidTime> {
             rest = &after[length..];
         }
     }
-    let offset = if rest.is_empty() { None } else { Some(parse_offset(rest)?) };
+    let offset = if rest.is_empty() {
+        None
+    } else {
+        Some(parse_offset(rest)?)
+    };
     let is_midnight_of_next_day = hour == 24;
     if is_midnight_of_next_day && (minute, second, nanosecond) != (0, 0, 0) {
         return Err(InvalidTime::Range);
@@ -145,7 +155,13 @@ fn parse_time(text: &str) -> Result<(TimeOfDay, Option<i32>), InvalidTime> {
     let hour = if is_midnight_of_next_day { 0 } else { hour };
     let time = Time::new(hour as i8, minute as i8, second as i8, nanosecond)
         .map_err(|_| InvalidTime::Range)?;
-    Ok((TimeOfDay { time, is_midnight_of_next_day }, offset))
+    Ok((
+        TimeOfDay {
+            time,
+            is_midnight_of_next_day,
+        },
+        offset,
+    ))
 }
 
 /// `Z`, `±hh`, `±hhmm`, `±hh:mm` in seconds east of UTC.
@@ -180,7 +196,9 @@ fn date(year: i32, month: i32, day: i32) -> Result<Date, InvalidTime> {
 
 /// Splits exactly `count` digits off the front.
 fn digits(text: &str, count: usize) -> Result<(i32, &str), InvalidTime> {
-    let number = text.get(..count).filter(|head| head.bytes().all(|byte| byte.is_ascii_digit()));
+    let number = text
+        .get(..count)
+        .filter(|head| head.bytes().all(|byte| byte.is_ascii_digit()));
     match number.and_then(|head| head.parse().ok()) {
         Some(number) => Ok((number, &text[count..])),
         None => Err(InvalidTime::Form),
@@ -189,7 +207,8 @@ fn digits(text: &str, count: usize) -> Result<(i32, &str), InvalidTime> {
 
 /// Strips one character off the front if it is `prefix`, and tells whether it was.
 fn strip(text: &str, prefix: char) -> (bool, &str) {
-    text.strip_prefix(prefix).map_or((false, text), |rest| (true, rest))
+    text.strip_prefix(prefix)
+        .map_or((false, text), |rest| (true, rest))
 }
 
 #[cfg(test)]
@@ -200,7 +219,10 @@ mod tests {
 
     /// Forms and what `dateutil.parser.isoparse` makes of them, naive times read as UTC.
     const READ_BY_DATEUTIL: [(&str, &str); 24] = [
-        ("2026-11-22T01:26:17.052033+00:00", "2026-11-22T01:26:17.052033Z"),
+        (
+            "2026-11-22T01:26:17.052033+00:00",
+            "2026-11-22T01:26:17.052033Z",
+        ),
         ("2026-11-22T01:26:17.052033", "2026-11-22T01:26:17.052033Z"),
         ("2026-11-22 01:26:17", "2026-11-22T01:26:17Z"),
         ("2026-11-22x01:26", "2026-11-22T01:26:00Z"),
@@ -211,7 +233,10 @@ mod tests {
         ("2026-11-22T01:26:17-0800", "2026-11-22T09:26:17Z"),
         ("2026-11-22T01:26:17-08", "2026-11-22T09:26:17Z"),
         ("2026-11-22T01:26:17,5", "2026-11-22T01:26:17.5Z"),
-        ("2026-11-22T01:26:17.123456789", "2026-11-22T01:26:17.123456Z"),
+        (
+            "2026-11-22T01:26:17.123456789",
+            "2026-11-22T01:26:17.123456Z",
+        ),
         ("2026", "2026-01-01T00:00:00Z"),
         ("2026-11", "2026-11-01T00:00:00Z"),
         ("2026-11-22", "2026-11-22T00:00:00Z"),
@@ -237,11 +262,31 @@ mod tests {
     #[test]
     fn what_dateutil_refuses_is_refused() {
         for text in [
-            "", "x", "202611", "2026-1-2", "2026-11-22T", "2026-11-22T1", "2026-13-01", "2026-02-30",
-            "2026-11-22T25:00", "2026-11-22T24:01", "2026-11-22T01:26:17.", "2026-11-22T01:26:17+1",
-            "2026-11-22T01:26:17+24:00", "2026-11-22T01:26:17+01:60", "2026-W54", "2026-W10-8",
-            "2026-366", "0000-01-01", "2026-11-22T01:2617", "tomorrow", "2026-11-22T01:26:17 Z",
-            "２０２６-11-22", "1795310777", "2026-11-22T01:26:17+00:00:00", "-2026-11-22",
+            "",
+            "x",
+            "202611",
+            "2026-1-2",
+            "2026-11-22T",
+            "2026-11-22T1",
+            "2026-13-01",
+            "2026-02-30",
+            "2026-11-22T25:00",
+            "2026-11-22T24:01",
+            "2026-11-22T01:26:17.",
+            "2026-11-22T01:26:17+1",
+            "2026-11-22T01:26:17+24:00",
+            "2026-11-22T01:26:17+01:60",
+            "2026-W54",
+            "2026-W10-8",
+            "2026-366",
+            "0000-01-01",
+            "2026-11-22T01:2617",
+            "tomorrow",
+            "2026-11-22T01:26:17 Z",
+            "２０２６-11-22",
+            "1795310777",
+            "2026-11-22T01:26:17+00:00:00",
+            "-2026-11-22",
         ] {
             assert!(parse(text).is_err(), "{text}: {:?}", parse(text));
         }

@@ -1,0 +1,210 @@
+//! A broker in this process, for tests: queues live and die with the [`MemoryBroker`].
+//!
+//! It behaves as RabbitMQ does: what a session has fetched goes back when the session is gone,
+//! and a tag is worth nothing to another session.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use celeriac_core::broker::{
+    Broker, Capabilities, Delivery, DeliveryTag, Error, Fate, Maintained, Session, Settlement, Want,
+};
+use celeriac_core::queue::Queue;
+use celeriac_protocol::Message;
+use tokio::sync::Notify;
+
+/// Queues in memory.
+#[derive(Clone, Default)]
+pub struct MemoryBroker {
+    store: Arc<Store>,
+}
+
+#[derive(Default)]
+struct Store {
+    queues: Mutex<HashMap<Arc<str>, VecDeque<Message>>>,
+    arrived: Notify,
+}
+
+impl Store {
+    fn queues(&self) -> MutexGuard<'_, HashMap<Arc<str>, VecDeque<Message>>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, queue: &Arc<str>, message: Message, last: bool) {
+        let mut queues = self.queues();
+        let messages = queues.entry(Arc::clone(queue)).or_default();
+        if last {
+            messages.push_back(message);
+        } else {
+            messages.push_front(message);
+        }
+        drop(queues);
+        self.arrived.notify_waiters();
+        self.arrived.notify_one();
+    }
+}
+
+impl MemoryBroker {
+    /// An empty broker.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl fmt::Debug for MemoryBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MemoryBroker")
+    }
+}
+
+#[async_trait]
+impl Broker for MemoryBroker {
+    fn display_url(&self) -> String {
+        "memory://".to_owned()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            priorities: false,
+            recovers: true,
+            tags_outlive_connections: false,
+        }
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Session>, Error> {
+        Ok(Box::new(MemorySession {
+            store: Arc::clone(&self.store),
+            queues: Vec::new(),
+            fetched: BTreeMap::new(),
+            next_tag: 1,
+        }))
+    }
+}
+
+struct MemorySession {
+    store: Arc<Store>,
+    queues: Vec<Arc<str>>,
+    /// In the order of being fetched.
+    fetched: BTreeMap<DeliveryTag, (Arc<str>, Message)>,
+    next_tag: u64,
+}
+
+impl MemorySession {
+    fn settle(&mut self, settlement: Settlement) {
+        let Some((queue, mut message)) = self.fetched.remove(&settlement.tag) else {
+            return;
+        };
+        match settlement.fate {
+            Fate::Ack | Fate::Reject => {}
+            Fate::Release => self.store.put(&queue, message, false),
+            Fate::Requeue => {
+                message.delivery_info.redelivered = true;
+                self.store.put(&queue, message, true);
+            }
+        }
+    }
+}
+
+impl Drop for MemorySession {
+    fn drop(&mut self) {
+        // The last fetched goes back first, so that the first comes out first.
+        while let Some((_, (queue, mut message))) = self.fetched.pop_last() {
+            message.delivery_info.redelivered = true;
+            self.store.put(&queue, message, false);
+        }
+    }
+}
+
+#[async_trait]
+impl Session for MemorySession {
+    async fn declare(&mut self, queue: &Queue) -> Result<(), Error> {
+        self.store
+            .queues()
+            .entry(queue.name.as_str().into())
+            .or_default();
+        Ok(())
+    }
+
+    async fn subscribe(&mut self, queue: &Queue) -> Result<(), Error> {
+        let name: Arc<str> = queue.name.as_str().into();
+        if !self.queues.contains(&name) {
+            self.queues.push(name);
+        }
+        Ok(())
+    }
+
+    async fn cancel(&mut self, queue: &str) -> Result<(), Error> {
+        self.queues.retain(|name| &**name != queue);
+        Ok(())
+    }
+
+    async fn exchange(
+        &mut self,
+        settlements: &[Settlement],
+        want: Want,
+    ) -> Result<Vec<Delivery>, Error> {
+        for settlement in settlements.iter().rev() {
+            self.settle(*settlement);
+        }
+        let mut deliveries = Vec::new();
+        let mut queues = self.store.queues();
+        while deliveries.len() < want.runnable {
+            let next = self.queues.iter().enumerate().find_map(|(at, name)| {
+                Some((at, Arc::clone(name), queues.get_mut(name)?.pop_front()?))
+            });
+            let Some((at, queue, message)) = next else {
+                break;
+            };
+            // Queues take turns.
+            self.queues.rotate_left(at + 1);
+            let tag = DeliveryTag(self.next_tag);
+            self.next_tag += 1;
+            self.fetched
+                .insert(tag, (Arc::clone(&queue), message.clone()));
+            deliveries.push(Delivery {
+                tag,
+                queue,
+                message: Ok(message),
+            });
+        }
+        drop(queues);
+        Ok(deliveries)
+    }
+
+    async fn wait(&mut self) -> Result<(), Error> {
+        drop(tokio::time::timeout(Duration::from_secs(1), self.store.arrived.notified()).await);
+        Ok(())
+    }
+
+    async fn maintain(&mut self) -> Result<Maintained, Error> {
+        Ok(Maintained {
+            next: Duration::from_hours(1),
+            ..Maintained::default()
+        })
+    }
+
+    async fn purge(&mut self, queue: &str) -> Result<u64, Error> {
+        let purged = self.store.queues().get_mut(queue).map(std::mem::take);
+        Ok(purged.map_or(0, |messages| messages.len() as u64))
+    }
+
+    async fn size(&mut self, queue: &str) -> Result<u64, Error> {
+        Ok(self
+            .store
+            .queues()
+            .get(queue)
+            .map_or(0, |messages| messages.len() as u64))
+    }
+
+    async fn publish(&mut self, queue: &str, message: &Message) -> Result<(), Error> {
+        self.store.put(&queue.into(), message.clone(), true);
+        Ok(())
+    }
+
+    async fn close(self: Box<Self>) -> Result<(), Error> {
+        Ok(())
+    }
+}

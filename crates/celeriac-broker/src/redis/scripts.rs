@@ -1,0 +1,22 @@
+//! The scripts, loaded once.
+
+use std::sync::LazyLock;
+
+use redis::Script;
+
+/// Settles and claims.
+pub(super) static EXCHANGE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lua/exchange.lua")));
+/// Puts claimed messages back.
+pub(super) static GIVE_BACK: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lua/give_back.lua")));
+/// Renews leases.
+pub(super) static RENEW: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lua/renew.lua")));
+/// Finds what dead workers hold.
+pub(super) static OVERDUE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lua/overdue.lua")));
+
+/// How many tags go into one script call: Lua's `unpack` fails beyond some 8,000 values, and a
+/// script stops the server while it runs.
+pub(super) const TAGS_PER_CALL: usize = 500;

@@ -1,0 +1,485 @@
+//! One connection: claiming, settling, waiting.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use celeriac_core::broker::{
+    Delivery, DeliveryTag, Error, Fate, Maintained, Session, Settlement, Unreadable, Want,
+};
+use celeriac_core::queue::{ExchangeKind, Queue};
+use celeriac_protocol::{Message, envelope};
+use redis::aio::MultiplexedConnection;
+use redis::{PushInfo, PushKind, Value, cmd, pipe};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::error::broker_error;
+use super::keys::Keys;
+use super::scripts::{EXCHANGE, GIVE_BACK, TAGS_PER_CALL};
+use super::{Claim, Shared};
+
+/// How long to wait before asking again although the server told of nothing: it may have
+/// forgotten to, after a failover for one. kombu's BRPOP waits as long.
+const POLL: Duration = Duration::from_secs(1);
+/// The same for a server that can't tell.
+const POLL_UNTOLD: Duration = Duration::from_millis(50);
+
+pub(super) struct RedisSession {
+    pub(super) shared: Arc<Shared>,
+    pub(super) connection: MultiplexedConnection,
+    /// In the order in which they are asked next.
+    queues: Vec<Subscribed>,
+    pushes: Arc<Pushes>,
+    /// Whether the server tells of changes.
+    is_told: bool,
+    /// Fanout queues: the channel that is subscribed to, and the queue it stands for.
+    fanout: Vec<(String, Arc<str>)>,
+    pub(super) next_renewal: Instant,
+    pub(super) next_recovery: Instant,
+    /// When to look once more for claims of a call whose answer was lost.
+    pub(super) recheck_claims: Option<Instant>,
+}
+
+/// A queue that is consumed.
+struct Subscribed {
+    name: Arc<str>,
+    lists: Vec<Arc<str>>,
+    suffix: String,
+}
+
+impl AsRef<str> for Subscribed {
+    fn as_ref(&self) -> &str {
+        &self.name
+    }
+}
+
+/// What the server sent without being asked.
+#[derive(Default)]
+struct Pushes {
+    arrived: Notify,
+    /// Messages of fanout exchanges, at most [`Pushes::LIMIT`].
+    messages: Mutex<VecDeque<(String, Bytes)>>,
+}
+
+impl Pushes {
+    /// Beyond this, fanout messages are dropped, as Redis itself drops subscribers that lag.
+    const LIMIT: usize = 10_000;
+
+    fn take(&self, push: &PushInfo) {
+        if push.kind == PushKind::PMessage
+            && let [_, Value::BulkString(channel), Value::BulkString(message)] =
+                push.data.as_slice()
+        {
+            let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+            if messages.len() < Self::LIMIT {
+                let channel = String::from_utf8_lossy(channel).into_owned();
+                messages.push_back((channel, Bytes::copy_from_slice(message)));
+            }
+        }
+        // A change of a list, or the end of the connection: either is a reason to look.
+        self.arrived.notify_one();
+    }
+}
+
+impl RedisSession {
+    pub(super) async fn open(shared: Arc<Shared>) -> Result<Self, Error> {
+        let pushes = Arc::new(Pushes::default());
+        let to_pushes = Arc::clone(&pushes);
+        let told = shared
+            .address
+            .connect_with_pushes(move |push| to_pushes.take(&push))
+            .await;
+        let (mut connection, is_told) = match told {
+            Ok(mut connection) => {
+                let tracking: Result<(), _> = cmd("CLIENT")
+                    .arg(&["TRACKING", "ON", "NOLOOP"])
+                    .query_async(&mut connection)
+                    .await;
+                if let Err(error) = &tracking {
+                    tracing::debug!(%error, "the server does not tell of changes: polling");
+                }
+                (connection, tracking.is_ok())
+            }
+            Err(error) if error.kind() == redis::ErrorKind::RESP3NotSupported => (
+                shared
+                    .address
+                    .connect()
+                    .await
+                    .map_err(|error| broker_error(&error))?,
+                false,
+            ),
+            Err(error) => return Err(broker_error(&error)),
+        };
+        let _: () = cmd("PING")
+            .query_async(&mut connection)
+            .await
+            .map_err(|error| broker_error(&error))?;
+        let now = Instant::now();
+        Ok(Self {
+            shared,
+            connection,
+            queues: Vec::new(),
+            pushes,
+            is_told,
+            fanout: Vec::new(),
+            next_renewal: now,
+            next_recovery: now,
+            recheck_claims: None,
+        })
+    }
+
+    /// One call of the script that settles and claims.
+    async fn call_exchange(&mut self, acks: &[String], want: Want) -> Result<Vec<Delivery>, Error> {
+        let shared = Arc::clone(&self.shared);
+        let want = if self.queues.is_empty() {
+            Want::NONE
+        } else {
+            want
+        };
+        let first = shared.reserve_tags(want.total);
+        let in_turn = shared.order == super::OrderStrategy::RoundRobin;
+        let mut call = EXCHANGE.prepare_invoke();
+        call.key(&shared.keys.unacked)
+            .key(&shared.keys.unacked_index);
+        for step in 0..shared.keys.steps.len() {
+            for queue in &self.queues {
+                call.key(&*queue.lists[step]);
+            }
+        }
+        call.arg(acks.len())
+            .arg(format!("{}:", shared.name))
+            .arg(first)
+            .arg(want.runnable)
+            .arg(want.total)
+            .arg(self.queues.len())
+            .arg(u8::from(in_turn))
+            // Only to guess which messages are held; the worker decides by its own clock.
+            .arg(
+                jiff::Timestamp::now()
+                    .strftime("%Y-%m-%dT%H:%M:%S")
+                    .to_string(),
+            );
+        for tag in acks {
+            call.arg(tag);
+        }
+        for queue in &self.queues {
+            call.arg(&queue.suffix);
+        }
+        let found: Vec<Value> = call
+            .invoke_async(&mut self.connection)
+            .await
+            .map_err(|error| broker_error(&error))?;
+        Ok(self.deliveries(found))
+    }
+
+    /// Reads the script's answer, and keeps in mind where each message came from.
+    fn deliveries(&mut self, found: Vec<Value>) -> Vec<Delivery> {
+        let mut deliveries = Vec::with_capacity(found.len() / 3);
+        let mut taken = Vec::new();
+        let mut found = found.into_iter();
+        let mut claimed = self.shared.claimed();
+        while let (Some(Value::Int(at)), Some(Value::Int(number)), Some(Value::BulkString(raw))) =
+            (found.next(), found.next(), found.next())
+        {
+            let (at, number) = (at as usize, number as u64);
+            let position = at % self.queues.len();
+            let queue = &self.queues[position];
+            taken.push(position);
+            claimed.insert(
+                number,
+                Claim {
+                    list: Arc::clone(&queue.lists[at / self.queues.len()]),
+                    suffix: queue.suffix.len(),
+                },
+            );
+            deliveries.push(delivery(number, &queue.name, Bytes::from(raw)));
+        }
+        drop(claimed);
+        self.shared.order.arrange(&mut self.queues, &taken);
+        deliveries
+    }
+
+    /// Puts claimed messages back where they came from.
+    async fn give_back(&mut self, tags: &[DeliveryTag], fate: Fate) -> Result<(), Error> {
+        let claims: Vec<(u64, Claim)> = {
+            let claimed = self.shared.claimed();
+            tags.iter()
+                .filter_map(|tag| claimed.get(&tag.0).map(|claim| (tag.0, claim.clone())))
+                .collect()
+        };
+        for chunk in claims.chunks(TAGS_PER_CALL) {
+            let marked = match fate {
+                Fate::Requeue => self.marked_redelivered(chunk).await?,
+                _ => vec![String::new(); chunk.len()],
+            };
+            let mut call = GIVE_BACK.prepare_invoke();
+            call.key(&self.shared.keys.unacked)
+                .key(&self.shared.keys.unacked_index);
+            call.arg(if fate == Fate::Requeue {
+                "LPUSH"
+            } else {
+                "RPUSH"
+            });
+            for ((number, claim), item) in chunk.iter().zip(&marked) {
+                call.key(&*claim.list)
+                    .arg(self.shared.tag(*number))
+                    .arg(claim.suffix)
+                    .arg(item);
+            }
+            let _: u64 = call
+                .invoke_async(&mut self.connection)
+                .await
+                .map_err(|error| broker_error(&error))?;
+            self.forget(chunk.iter().map(|(number, _)| *number));
+        }
+        Ok(())
+    }
+
+    /// The messages behind claims, with the marks of a redelivered one.
+    async fn marked_redelivered(&mut self, claims: &[(u64, Claim)]) -> Result<Vec<String>, Error> {
+        let mut get = pipe();
+        for (number, _) in claims {
+            get.hget(&self.shared.keys.unacked, self.shared.tag(*number));
+        }
+        let values: Vec<Option<Vec<u8>>> = get
+            .query_async(&mut self.connection)
+            .await
+            .map_err(|error| broker_error(&error))?;
+        Ok(claims
+            .iter()
+            .zip(values)
+            .map(|((_, claim), value)| {
+                let value = value.unwrap_or_default();
+                let end = value.len().saturating_sub(claim.suffix);
+                let item = value.get(1..end).unwrap_or_default();
+                // What is no text was never an envelope: it goes back as it came.
+                std::str::from_utf8(item)
+                    .map(|text| envelope::mark_redelivered(text).into_owned())
+                    .unwrap_or_default()
+            })
+            .collect())
+    }
+
+    pub(super) fn forget(&self, numbers: impl Iterator<Item = u64>) {
+        let mut claimed = self.shared.claimed();
+        for number in numbers {
+            claimed.remove(&number);
+        }
+    }
+
+    /// Fanout messages that arrived, at most `count`. They were never anybody's to give back.
+    fn take_fanout(&self, count: usize) -> Vec<Delivery> {
+        let mut messages = self
+            .pushes
+            .messages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let count = count.min(messages.len());
+        messages
+            .drain(..count)
+            .filter_map(|(channel, raw)| {
+                let (_, queue) = self.fanout.iter().find(|(name, _)| *name == channel)?;
+                Some(delivery(self.shared.reserve_tags(1), queue, raw))
+            })
+            .collect()
+    }
+
+    async fn query<T: redis::FromRedisValue>(&mut self, command: &redis::Cmd) -> Result<T, Error> {
+        command
+            .query_async(&mut self.connection)
+            .await
+            .map_err(|error| broker_error(&error))
+    }
+}
+
+fn delivery(number: u64, queue: &Arc<str>, raw: Bytes) -> Delivery {
+    let message = envelope::decode(&raw).map_err(|error| Unreadable {
+        reason: error.to_string(),
+        raw,
+    });
+    Delivery {
+        tag: DeliveryTag(number),
+        queue: Arc::clone(queue),
+        message,
+    }
+}
+
+#[async_trait]
+impl Session for RedisSession {
+    async fn declare(&mut self, queue: &Queue) -> Result<(), Error> {
+        let mut declare = pipe();
+        declare.atomic();
+        for binding in queue.all_bindings() {
+            let keys = self
+                .shared
+                .keys
+                .binding(&queue.exchange.kind, &binding, &queue.name);
+            declare.sadd(&keys.table, &keys.member).ignore();
+            declare.sadd(&keys.permanent, &keys.member).ignore();
+        }
+        if declare.is_empty() {
+            return Ok(());
+        }
+        declare
+            .query_async(&mut self.connection)
+            .await
+            .map_err(|error| broker_error(&error))
+    }
+
+    async fn subscribe(&mut self, queue: &Queue) -> Result<(), Error> {
+        let name: Arc<str> = queue.name.as_str().into();
+        if queue.exchange.kind == ExchangeKind::Fanout {
+            let shared = &self.shared;
+            let channel = shared.keys.fanout_channel(
+                &shared.options,
+                &shared.database,
+                &queue.exchange.name,
+                &queue.routing_key,
+            );
+            self.query::<()>(cmd("PSUBSCRIBE").arg(&channel)).await?;
+            self.fanout.push((channel, name));
+            return Ok(());
+        }
+        if self
+            .queues
+            .iter()
+            .all(|subscribed| *subscribed.name != *name)
+        {
+            let lists = self
+                .shared
+                .keys
+                .lists(&name)
+                .into_iter()
+                .map(Arc::from)
+                .collect();
+            let suffix = Keys::route_suffix(&name);
+            self.queues.push(Subscribed {
+                name,
+                lists,
+                suffix,
+            });
+            self.shared.order.arrange(&mut self.queues, &[]);
+        }
+        Ok(())
+    }
+
+    async fn cancel(&mut self, queue: &str) -> Result<(), Error> {
+        self.queues.retain(|subscribed| &*subscribed.name != queue);
+        if let Some(at) = self.fanout.iter().position(|(_, name)| &**name == queue) {
+            let (channel, _) = self.fanout.swap_remove(at);
+            self.query::<()>(cmd("PUNSUBSCRIBE").arg(&channel)).await?;
+        }
+        Ok(())
+    }
+
+    async fn exchange(
+        &mut self,
+        settlements: &[Settlement],
+        want: Want,
+    ) -> Result<Vec<Delivery>, Error> {
+        let tags = |wanted: &[Fate]| -> Vec<DeliveryTag> {
+            let with = settlements
+                .iter()
+                .filter(|settlement| wanted.contains(&settlement.fate));
+            with.map(|settlement| settlement.tag).collect()
+        };
+        // The first claimed is put back last, and so consumed first.
+        let mut released = tags(&[Fate::Release]);
+        released.sort_unstable_by(|a, b| b.cmp(a));
+        self.give_back(&released, Fate::Release).await?;
+        self.give_back(&tags(&[Fate::Requeue]), Fate::Requeue)
+            .await?;
+
+        let numbers: Vec<u64> = {
+            let claimed = self.shared.claimed();
+            let settled = tags(&[Fate::Ack, Fate::Reject])
+                .into_iter()
+                .map(|tag| tag.0);
+            settled
+                .filter(|number| claimed.contains_key(number))
+                .collect()
+        };
+        let mut deliveries = self.take_fanout(want.total);
+        let want = Want {
+            runnable: want.runnable.saturating_sub(deliveries.len()),
+            total: want.total.saturating_sub(deliveries.len()),
+        };
+        let mut chunks = numbers.chunks(TAGS_PER_CALL).peekable();
+        while let Some(chunk) = chunks.next() {
+            let acks: Vec<String> = chunk
+                .iter()
+                .map(|number| self.shared.tag(*number))
+                .collect();
+            let want = if chunks.peek().is_none() {
+                want
+            } else {
+                Want::NONE
+            };
+            deliveries.extend(self.call_exchange(&acks, want).await?);
+            self.forget(chunk.iter().copied());
+        }
+        if numbers.is_empty() && !want.is_none() && !self.queues.is_empty() {
+            deliveries.extend(self.call_exchange(&[], want).await?);
+        }
+        Ok(deliveries)
+    }
+
+    async fn wait(&mut self) -> Result<(), Error> {
+        let configured = self.shared.options.seconds("polling_interval");
+        let poll = if self.is_told {
+            configured.unwrap_or(POLL)
+        } else {
+            POLL_UNTOLD
+        };
+        // Running out of time is an answer as good as being told.
+        drop(tokio::time::timeout(poll, self.pushes.arrived.notified()).await);
+        Ok(())
+    }
+
+    async fn maintain(&mut self) -> Result<Maintained, Error> {
+        self.maintain_leases().await
+    }
+
+    async fn purge(&mut self, queue: &str) -> Result<u64, Error> {
+        let mut purge = pipe();
+        purge.atomic();
+        for list in self.shared.keys.lists(queue) {
+            purge.llen(&list).del(&list).ignore();
+        }
+        let sizes: Vec<u64> = purge
+            .query_async(&mut self.connection)
+            .await
+            .map_err(|error| broker_error(&error))?;
+        Ok(sizes.iter().sum())
+    }
+
+    async fn size(&mut self, queue: &str) -> Result<u64, Error> {
+        let mut size = pipe();
+        for list in self.shared.keys.lists(queue) {
+            size.llen(list);
+        }
+        let sizes: Vec<u64> = size
+            .query_async(&mut self.connection)
+            .await
+            .map_err(|error| broker_error(&error))?;
+        Ok(sizes.iter().sum())
+    }
+
+    async fn publish(&mut self, queue: &str, message: &Message) -> Result<(), Error> {
+        let list = self
+            .shared
+            .keys
+            .list_for_priority(queue, message.priority());
+        let tag = uuid::Uuid::new_v4().to_string();
+        self.query(cmd("LPUSH").arg(list).arg(envelope::encode(message, &tag)))
+            .await
+    }
+
+    async fn close(mut self: Box<Self>) -> Result<(), Error> {
+        let (workers, name) = (self.shared.keys.workers.clone(), self.shared.name.clone());
+        self.query(cmd("ZREM").arg(workers).arg(name)).await
+    }
+}

@@ -1,0 +1,120 @@
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use celeriac_broker::{Options, open};
+use celeriac_core::Broker;
+use celeriac_core::broker::ErrorKind;
+use celeriac_testing::conformance::broker::{self, Fixture};
+use rusqlite::Connection;
+
+struct Sqlite {
+    path: PathBuf,
+    options: Options,
+}
+
+impl Sqlite {
+    fn new(folder: &Path) -> Self {
+        Self {
+            path: folder.join("queue.db"),
+            options: Options::default(),
+        }
+    }
+
+    fn url(&self) -> String {
+        format!("sqla+sqlite:///{}", self.path.display())
+    }
+}
+
+#[async_trait]
+impl Fixture for Sqlite {
+    fn broker(&self) -> Arc<dyn Broker> {
+        open(&self.url(), &self.options).unwrap()
+    }
+
+    async fn publish_rubbish(&self, queue: &str, bytes: &[u8]) -> Option<()> {
+        let text = std::str::from_utf8(bytes).unwrap();
+        let connection = Connection::open(&self.path).unwrap();
+        connection
+            .execute(
+                "INSERT INTO kombu_message (visible, payload, version, queue_id)
+                 VALUES (1, ?1, 1, (SELECT id FROM kombu_queue WHERE name = ?2))",
+                [text, queue],
+            )
+            .unwrap();
+        Some(())
+    }
+}
+
+#[tokio::test]
+async fn conformance() {
+    let folder = tempfile::tempdir().unwrap();
+    broker::run(&Sqlite::new(folder.path())).await;
+}
+
+#[tokio::test]
+async fn conformance_with_other_table_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut sqlite = Sqlite::new(folder.path());
+    for (option, name) in [
+        ("queue_tablename", "my queues"),
+        ("message_tablename", "my \"messages\""),
+    ] {
+        sqlite
+            .options
+            .transport
+            .insert(option.to_owned(), name.into());
+    }
+    let session = sqlite.broker().connect().await.unwrap();
+    session.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_no_database_is_refused_for_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let sqlite = Sqlite::new(folder.path());
+    std::fs::write(
+        &sqlite.path,
+        "this is a text file, and not a short one ".repeat(100),
+    )
+    .unwrap();
+    let error = sqlite.broker().connect().await.err().unwrap();
+    assert_eq!(error.kind, ErrorKind::Configuration, "{error}");
+    assert!(
+        error
+            .hint
+            .unwrap()
+            .contains("not (or no longer) an SQLite database")
+    );
+}
+
+#[tokio::test]
+async fn a_missing_folder_is_named() {
+    let error = open(
+        "sqla+sqlite:////does/not/exist/queue.db",
+        &Options::default(),
+    )
+    .unwrap()
+    .connect()
+    .await
+    .err()
+    .unwrap();
+    assert!(
+        error.to_string().contains("/does/not/exist/queue.db"),
+        "{error}"
+    );
+    assert!(error.hint.unwrap().contains("folder"));
+}
+
+#[test]
+fn other_databases_and_memory_are_refused() {
+    for url in [
+        "sqla+postgresql://u:secret@h/db",
+        "sqla+sqlite://",
+        "sqlite:///:memory:",
+    ] {
+        let error = open(url, &Options::default()).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Configuration, "{url}");
+        assert!(!error.to_string().contains("secret"));
+    }
+}

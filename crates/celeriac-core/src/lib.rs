@@ -1,0 +1,14 @@
+//! The seams: what the worker asks of a broker and of a pool, and the clock all of them read.
+//!
+//! Traits and the small types in their signatures live here, drivers do not: the worker never
+//! learns which broker or pool it talks to. Not for: I/O, policy, or Celery's semantics.
+
+pub mod backoff;
+pub mod broker;
+pub mod clock;
+pub mod pool;
+pub mod queue;
+
+pub use broker::{Broker, Session};
+pub use clock::Clock;
+pub use queue::Queue;

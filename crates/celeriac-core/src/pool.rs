@@ -1,0 +1,234 @@
+//! What the worker asks of a pool: to run jobs, and to tell what became of them.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use celeriac_protocol::TimeLimits;
+
+/// Names a request from its delivery to its end, within one worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestKey(pub u64);
+
+impl fmt::Display for RequestKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// A task as it is handed to a pool. Elsewhere it is a request: "job" is billiard's word for the
+/// part of it that crosses to the process that runs it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// The request that it is.
+    pub key: RequestKey,
+    /// The task's name.
+    pub task: ByteString,
+    /// The request mapping, as JSON text.
+    pub request: String,
+    /// The body, unopened.
+    pub body: Bytes,
+    /// MIME type of the body.
+    pub content_type: Option<ByteString>,
+    /// Character set of the body.
+    pub content_encoding: Option<ByteString>,
+    /// Limits on its run time.
+    pub time_limits: TimeLimits,
+    /// Whether the result's representation is wanted.
+    pub wants_result: bool,
+    /// Whether a failure's exception object is wanted, for a hook.
+    pub wants_exception: bool,
+}
+
+/// What a pool tells.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PoolEvent {
+    /// A process can take jobs.
+    Up {
+        /// Its process id.
+        pid: u32,
+    },
+    /// A job has begun.
+    Started {
+        /// The request.
+        key: RequestKey,
+        /// The process that runs it.
+        pid: u32,
+    },
+    /// A job has ended.
+    Finished {
+        /// The request.
+        key: RequestKey,
+        /// How.
+        outcome: Outcome,
+    },
+    /// The soft time limit has passed; the exception is being raised in the task.
+    SoftTimeLimit {
+        /// The request.
+        key: RequestKey,
+    },
+    /// The hard time limit has passed; the process is being killed.
+    HardTimeLimit {
+        /// The request.
+        key: RequestKey,
+        /// The process.
+        pid: u32,
+    },
+    /// The process that ran the job is gone.
+    Lost {
+        /// The request.
+        key: RequestKey,
+        /// The process.
+        pid: u32,
+        /// How it ended.
+        cause: LossCause,
+    },
+    /// A job that had not begun was taken back; it is the worker's again.
+    Returned {
+        /// The job.
+        job: Box<Job>,
+    },
+    /// The pool can't start processes.
+    CannotStart {
+        /// What an operator has to know.
+        reason: String,
+    },
+}
+
+/// How a process of the pool ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// It exited with this status.
+    Code(i32),
+    /// This signal ended it.
+    Signal(i32),
+    /// Nobody saw it end.
+    Unknown,
+}
+
+impl fmt::Display for ExitStatus {
+    /// billiard's words: `exitcode 1`, `signal 9 (SIGKILL)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exitcode {code}"),
+            Self::Signal(number) => match signal_name(*number) {
+                Some(name) => write!(f, "signal {number} ({name})"),
+                None => write!(f, "signal {number}"),
+            },
+            Self::Unknown => f.write_str("unknown status"),
+        }
+    }
+}
+
+/// The name of a signal of Linux, as Python spells it.
+pub fn signal_name(number: i32) -> Option<&'static str> {
+    const NAMES: [&str; 31] = [
+        "SIGHUP",
+        "SIGINT",
+        "SIGQUIT",
+        "SIGILL",
+        "SIGTRAP",
+        "SIGABRT",
+        "SIGBUS",
+        "SIGFPE",
+        "SIGKILL",
+        "SIGUSR1",
+        "SIGSEGV",
+        "SIGUSR2",
+        "SIGPIPE",
+        "SIGALRM",
+        "SIGTERM",
+        "SIGSTKFLT",
+        "SIGCHLD",
+        "SIGCONT",
+        "SIGSTOP",
+        "SIGTSTP",
+        "SIGTTIN",
+        "SIGTTOU",
+        "SIGURG",
+        "SIGXCPU",
+        "SIGXFSZ",
+        "SIGVTALRM",
+        "SIGPROF",
+        "SIGWINCH",
+        "SIGIO",
+        "SIGPWR",
+        "SIGSYS",
+    ];
+    NAMES
+        .get(usize::try_from(number).ok()?.checked_sub(1)?)
+        .copied()
+}
+
+/// Why a process is gone while it ran a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LossCause {
+    /// It ended by itself, or something outside the worker ended it.
+    Died(ExitStatus),
+    /// The worker killed it for its memory.
+    Memory {
+        /// What it held, in KiB.
+        resident: u64,
+        /// What it was allowed, in KiB.
+        limit: u64,
+    },
+    /// The worker terminated it: the task was revoked, or the worker shuts down.
+    Terminated(ExitStatus),
+    /// It was killed for the hard time limit, which was told before.
+    TimeLimit,
+}
+
+/// How a job ended in the process that ran it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// The task returned; everything that follows a success has been done.
+    Success {
+        /// Run time, unknown for a duplicate that was not run again.
+        runtime: Option<Duration>,
+        /// Representation of the result, empty unless wanted.
+        result: String,
+    },
+    /// The task raised; everything that follows a failure has been done.
+    Failure(Failure),
+    /// The task asked to be retried; the message for that has been sent.
+    Retry(Failure),
+    /// The task asked to be ignored.
+    Ignore,
+    /// The task rejected its message.
+    Reject {
+        /// Whether it is to run again.
+        requeue: bool,
+        /// The exception.
+        failure: Failure,
+    },
+    /// The tracer itself raised: nothing has been done about it yet.
+    Raised(Failure),
+    /// The task raised `SystemExit` or `KeyboardInterrupt`; its process leaves.
+    Left {
+        /// The exit status that it asked for.
+        status: i32,
+    },
+    /// The body can't be decoded.
+    Undecodable {
+        /// What the decoder said.
+        reason: String,
+    },
+    /// The body is not that of a task.
+    Invalid {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// An exception, as far as it could be brought over.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Failure {
+    /// Its representation.
+    pub exception: String,
+    /// The traceback's text.
+    pub traceback: Option<String>,
+    /// The pickled `ExceptionInfo`, empty when it was not wanted or can't be pickled. Only main
+    /// opens it.
+    pub pickle: Bytes,
+}

@@ -1,0 +1,3 @@
+//! Suites of behaviour.
+
+pub mod broker;

@@ -1,0 +1,288 @@
+"""What the Rust parent must know of the app: read after ``celeryd_after_setup``, written as JSON.
+
+Counterpart: ``crates/celeriac-config``, whose structs have the same members.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import sys
+import threading
+from typing import Any
+
+from celeriac.host import worker as hosted
+from celeriac.host.errors import StartError
+
+#: Settings that the parent reads under their own names.
+SETTINGS = (
+    "broker_connection_max_retries",
+    "broker_connection_retry",
+    "broker_connection_retry_on_startup",
+    "broker_connection_timeout",
+    "worker_cancel_long_running_tasks_on_connection_loss",
+    "worker_enable_soft_shutdown_on_idle",
+    "worker_eta_task_limit",
+    "worker_proc_alive_timeout",
+    "worker_soft_shutdown_timeout",
+)
+
+#: Signals that are sent from main only where a receiver is connected.
+SIGNALS = (
+    "task_received",
+    "task_rejected",
+    "task_revoked",
+    "task_unknown",
+    "worker_before_create_process",
+)
+
+#: Methods of a Request subclass that main calls in the parent's place.
+REQUEST_METHODS = ("on_accepted", "on_success", "on_failure", "on_timeout", "on_retry")
+
+
+def describe(worker: Any) -> dict[str, Any]:
+    """Everything the parent needs, as JSON types."""
+    import billiard
+    import celery
+    import kombu
+    from kombu.serialization import prepare_accept_content
+
+    app = worker.app
+    conf = app.conf
+    warnings: list[str] = []
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "celery": celery.__version__,
+            "celery_series": getattr(celery, "SERIES", ""),
+            "kombu": kombu.__version__,
+            "billiard": billiard.__version__,
+        },
+        "platform": platform.platform(),
+        "app": {
+            "main": app.main or "__main__",
+            "id": f"{id(app):#x}",
+            "loader": _loader_name(app),
+            "task_names": sorted(app.tasks),
+        },
+        "worker": _worker(worker),
+        "broker": _broker(app, worker),
+        "result_backend": app.backend.as_uri(),
+        "accept_content": sorted(prepare_accept_content(conf.accept_content)),
+        "queues": [_queue(queue) for queue in app.amqp.queues.consume_from.values()],
+        "tasks": {name: _task(task, warnings) for name, task in app.tasks.items()},
+        "signals": [
+            name for name in SIGNALS if getattr(_celery_signals(), name).receivers
+        ],
+        "settings": {name: conf.get(name) for name in SETTINGS},
+        "logging": _logging(worker),
+        "revoked": _revoked(worker),
+        "threads": [
+            thread.name
+            for thread in threading.enumerate()
+            if thread is not threading.main_thread()
+        ],
+        "has_worker_steps": bool(app.steps["worker"]),
+        "has_consumer_steps": bool(hosted.user_consumer_steps(app)[0]),
+        "warnings": warnings + _warnings(worker),
+    }
+
+
+def _celery_signals() -> Any:
+    from celery import signals
+
+    return signals
+
+
+def _loader_name(app: Any) -> str | None:
+    from celery.loaders.app import AppLoader
+    from celery.utils.imports import qualname
+
+    if isinstance(app.loader, AppLoader):
+        return None
+    name: str = qualname(app.loader)
+    return name[len("celery.loaders") :] if name.startswith("celery.loaders") else name
+
+
+def _worker(worker: Any) -> dict[str, Any]:
+    return {
+        "hostname": worker.hostname,
+        "concurrency": worker.concurrency,
+        "autoscale": list(worker.autoscale) if worker.autoscale else None,
+        "max_tasks_per_child": worker.max_tasks_per_child or None,
+        "max_memory_per_child": worker.max_memory_per_child or None,
+        "time_limit": worker.time_limit,
+        "soft_time_limit": worker.soft_time_limit,
+        "prefetch_multiplier": worker.prefetch_multiplier,
+        "disable_rate_limits": bool(worker.disable_rate_limits),
+        "task_events": bool(worker.task_events),
+        "statedb": worker.statedb,
+    }
+
+
+def _broker(app: Any, worker: Any) -> dict[str, Any]:
+    connection = worker._conninfo
+    urls = list(connection.alt) or [connection.as_uri(include_password=True)]
+    strategy = connection.failover_strategy
+    options = dict(connection.transport_options or {})
+    ssl = connection.ssl
+    return {
+        "urls": urls,
+        "display": connection.as_uri(),
+        "failover_strategy": strategy if isinstance(strategy, str) else "round-robin",
+        "transport_options": _json_safe(options),
+        "ssl": _json_safe(ssl) if ssl else None,
+    }
+
+
+def _json_safe(value: Any) -> Any:
+    """``value`` with everything that JSON can't hold as its repr."""
+    if isinstance(value, dict):
+        return {str(key): _json_safe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_json_safe(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if hasattr(value, "name") and hasattr(value, "value"):  # an enum, such as ssl.CERT_NONE
+        return value.name
+    return repr(value)
+
+
+def _queue(queue: Any) -> dict[str, Any]:
+    exchange = queue.exchange
+    bindings = [
+        {"exchange": binding.exchange.name, "routing_key": binding.routing_key or ""}
+        for binding in queue.bindings or ()
+    ]
+    return {
+        "name": queue.name,
+        "exchange": {
+            "name": exchange.name if exchange else "",
+            "type": exchange.type if exchange else "direct",
+            "durable": bool(exchange.durable) if exchange else True,
+            "auto_delete": bool(exchange.auto_delete) if exchange else False,
+            "arguments": _json_safe(getattr(exchange, "arguments", None) or {}),
+        },
+        "routing_key": queue.routing_key or "",
+        "bindings": bindings,
+        "durable": bool(queue.durable),
+        "exclusive": bool(queue.exclusive),
+        "auto_delete": bool(queue.auto_delete),
+        "no_ack": bool(queue.no_ack),
+        "no_declare": bool(queue.no_declare),
+        "arguments": _json_safe(queue.queue_arguments or {}),
+        "expires": queue.expires,
+    }
+
+
+def _task(task: Any, warnings: list[str]) -> dict[str, Any]:
+    # Older Celery has one setting for both cases.
+    both = getattr(task, "acks_on_failure_or_timeout", True)
+
+    def or_both(value: Any) -> bool:
+        return bool(both if value is None else value)
+
+    return {
+        "acks_late": bool(task.acks_late),
+        "acks_on_failure": or_both(getattr(task, "acks_on_failure", None)),
+        "acks_on_timeout": or_both(getattr(task, "acks_on_timeout", None)),
+        "reject_on_worker_lost": bool(task.reject_on_worker_lost),
+        "retry_on_worker_lost": bool(getattr(task, "retry_on_worker_lost", False)),
+        "max_retries": task.max_retries,
+        "rate_limit": _rate_limit(task),
+        "time_limit": task.time_limit,
+        "soft_time_limit": task.soft_time_limit,
+        "ignore_result": bool(task.ignore_result),
+        "store_errors_even_if_ignored": bool(task.store_errors_even_if_ignored),
+        "send_events": bool(task.send_events),
+        "request_methods": _request_methods(task, warnings),
+    }
+
+
+def _rate_limit(task: Any) -> str | None:
+    limit = task.rate_limit
+    if limit is None or isinstance(limit, bool):
+        return None
+    return str(limit)
+
+
+def _request_methods(task: Any, warnings: list[str]) -> list[str]:
+    """The methods that a task's own Request class overrides."""
+    if task.Request == hosted.DEFAULT_REQUEST:
+        return []
+    from celery.utils.imports import symbol_by_name
+    from celery.worker.request import Request
+
+    custom = symbol_by_name(task.Request)
+    if not (isinstance(custom, type) and issubclass(custom, Request)):
+        raise StartError(
+            f"The task {task.name} names {task.Request!r} as its Request class, "
+            "which is no subclass of celery.worker.request.Request."
+        )
+    overridden = [
+        name
+        for name in (*REQUEST_METHODS, "execute_using_pool")
+        if getattr(custom, name) is not getattr(Request, name)
+    ]
+    if "execute_using_pool" in overridden:
+        overridden.remove("execute_using_pool")
+        warnings.append(
+            f"Task {task.name}: {custom.__qualname__}.execute_using_pool() is not called: "
+            "the pool belongs to celeriac."
+        )
+    return overridden
+
+
+def _logging(worker: Any) -> dict[str, Any]:
+    from celery.app import trace
+
+    conf = worker.app.conf
+    handler = next(iter(logging.getLogger().handlers), None)
+    formatter = getattr(handler, "formatter", None)
+    return {
+        "level": logging.getLogger("celery.worker").getEffectiveLevel(),
+        "format": conf.worker_log_format,
+        "datefmt": conf.worker_log_datefmt,
+        "file": getattr(handler, "baseFilename", None),
+        "color": bool(getattr(formatter, "use_color", False)),
+        "forward": hosted.formats_records_itself(worker),
+        "received_format": trace.LOG_RECEIVED,
+    }
+
+
+def _revoked(worker: Any) -> list[str]:
+    """The ids kept in the state database, which is closed again at once."""
+    if not worker.statedb:
+        return []
+    from celery.worker import state
+
+    try:
+        database = state.Persistent(state, worker.statedb, worker.app.clock)
+    except Exception as exc:
+        raise StartError(
+            f"The state database {worker.statedb!r} can't be opened: {exc}",
+            hint="check that its folder exists and may be written to (--statedb)",
+        ) from exc
+    database.close()
+    return [str(task_id) for task_id in state.revoked]
+
+
+def _warnings(worker: Any) -> list[str]:
+    found = []
+    _, consuming = hosted.user_consumer_steps(worker.app)
+    for step in consuming:
+        found.append(
+            f"The bootstep {step.name} consumes messages of its own, "
+            "which this version does not do: it is left out."
+        )
+    if worker.pool_start_method != "fork":
+        found.append(
+            f"pool_start_method {worker.pool_start_method!r} is not used: children are forked "
+            "from a process that has one thread and no open connection."
+        )
+    if os.environ.get("CELERY_CUSTOM_WORKER_POOL"):
+        found.append("CELERY_CUSTOM_WORKER_POOL is not used: the pool is celeriac's own.")
+    if not sys.flags.utf8_mode and sys.getfilesystemencoding().lower() != "utf-8":
+        found.append("The interpreter's file system encoding is not UTF-8.")
+    return found

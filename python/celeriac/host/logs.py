@@ -1,0 +1,44 @@
+"""Log records as JSON, one object a line (``--log-format json``)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import datetime, timezone
+from typing import Any
+
+
+class JsonFormatter(logging.Formatter):
+    """Writes a record with the members that the Rust parent's records have."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from celery._state import get_current_task
+
+        at = datetime.fromtimestamp(record.created, timezone.utc)
+        members: dict[str, Any] = {
+            "timestamp": at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "process": record.processName,
+            "pid": record.process,
+            "message": record.getMessage(),
+        }
+        data = getattr(record, "data", None)
+        if isinstance(data, dict) and "id" in data:
+            members["task_id"] = data["id"]
+            members["task_name"] = data.get("name")
+        else:
+            task = get_current_task()
+            if task and task.request:
+                members["task_id"] = task.request.id
+                members["task_name"] = task.name
+        if record.exc_info and record.exc_info is not True:
+            members["exception"] = self.formatException(record.exc_info)
+        return json.dumps(members, default=repr)
+
+
+def write_json() -> None:
+    """Gives every handler that Celery installed the JSON format."""
+    for name in (None, "celery.task", "multiprocessing"):
+        for handler in logging.getLogger(name).handlers:
+            handler.setFormatter(JsonFormatter())

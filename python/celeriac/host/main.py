@@ -1,0 +1,169 @@
+"""Main: runs what Celery runs in its parent process, when the Rust parent asks for it.
+
+Calls come one at a time and are answered in order. A call is ``{"id": 1, "call": "worker_ready",
+…}``; the answer ``{"id": 1, "ok": …}`` or ``{"id": 1, "error": "…"}``. Calls about a task carry its
+message, the body as the frame's bytes. Calls without an id want no answer.
+
+A hook that blocks holds up the hooks after it, and nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+import traceback
+from typing import Any, Callable, NoReturn
+
+from celery import signals
+from celery.utils.log import get_logger
+from kombu.utils import json as kombu_json
+
+from celeriac.host import processes
+from celeriac.host.requests import Requests
+from celeriac.host.wire import Channel, Closed
+
+logger = get_logger("celery.worker")
+
+
+class Main:
+    def __init__(self, channel: Channel, worker: Any) -> None:
+        self._channel = channel
+        self._worker = worker
+        self._consumer = worker.consumer
+        self._requests = Requests(worker)
+        self._calls: dict[str, Callable[..., Any]] = {
+            "start_steps": self.start_steps,
+            "stop_steps": self.stop_steps,
+            "worker_ready": self.worker_ready,
+            "worker_shutting_down": self.worker_shutting_down,
+            "worker_shutdown": self.worker_shutdown,
+            "terminating": self.terminating,
+            "log": self.log,
+            "cry": self.cry,
+            "save_state": self.save_state,
+            "open_v1": self._requests.open_v1,
+            "task_received": self._requests.task_received,
+            "task_unknown": self._requests.task_unknown,
+            "task_rejected": self._requests.task_rejected,
+            "task_revoked": self._requests.task_revoked,
+            "success_was_stored": self._requests.success_was_stored,
+            "retry_lost": self._requests.retry_lost,
+            "lost": self._requests.lost,
+            "timed_out": self._requests.timed_out,
+            "rejected": self._requests.rejected,
+            "raised": self._requests.raised,
+            "cancelled": self._requests.cancelled,
+            "notify": self._requests.notify,
+        }
+
+    def run(self) -> None:
+        """Serves the parent until it closes the channel or asks main to leave."""
+        while True:
+            try:
+                call, blob = self._channel.read()
+            except Closed:
+                # The parent is gone without a word: so must this process be.
+                os._exit(1)
+            name = call.pop("call")
+            if name == "leave":
+                return
+            number = call.pop("id", None)
+            answer = self._answer(name, call, blob)
+            if number is not None:
+                try:
+                    self._channel.write({"id": number, **answer})
+                except Closed:
+                    os._exit(1)
+
+    def _answer(self, name: str, arguments: dict[str, Any], blob: bytes) -> dict[str, Any]:
+        try:
+            if "message" in arguments:
+                arguments["body"] = blob
+            return {"ok": self._calls[name](**arguments)}
+        except Exception as exc:
+            logger.error("Hook %s failed: %r", name, exc, exc_info=True)
+            return {"error": "".join(traceback.format_exception_only(type(exc), exc)).strip()}
+
+    # -- the worker ----------------------------------------------------------------------------
+
+    def start_steps(self, blueprint: str) -> None:
+        """Starts the app's own steps of a blueprint, in the blueprint's order."""
+        parent = self._parent_of(blueprint)
+        for step in parent.steps:
+            step.start(parent)
+
+    def stop_steps(self, blueprint: str, terminate: bool = False) -> None:
+        parent = self._parent_of(blueprint)
+        if parent.blueprint is not None:
+            parent.blueprint.send_all(parent, "close", "closing", reverse=False, propagate=False)
+            method = "terminate" if terminate else "stop"
+            parent.blueprint.send_all(parent, method, propagate=False)
+        if blueprint == "worker":
+            self._worker.on_stopped()
+
+    def _parent_of(self, blueprint: str) -> Any:
+        return self._worker if blueprint == "worker" else self._consumer
+
+    def worker_ready(self) -> None:
+        signals.worker_ready.send(sender=self._consumer)
+
+    def worker_shutting_down(self, sig: str, how: str, exitcode: int) -> None:
+        signals.worker_shutting_down.send(
+            sender=self._worker.hostname, sig=sig, how=how, exitcode=exitcode
+        )
+
+    def worker_shutdown(self) -> None:
+        self._worker.app.loader.shutdown_worker()
+        signals.worker_shutdown.send(sender=self._worker)
+        self._consumer.close()
+
+    def terminating(self) -> None:
+        """A cold shutdown has begun: Celery's own code asks for this flag."""
+        from celery.worker import state
+
+        state.should_terminate = True
+
+    def save_state(self, revoked: list[str]) -> None:
+        """Writes the state database as Celery keeps it (``celery.worker.state.Persistent``)."""
+        from celery.worker import state
+
+        database = state.Persistent(state, self._worker.statedb, self._worker.app.clock)
+        state.revoked.update(revoked)
+        database.save()
+
+    def cry(self) -> None:
+        """Shows what every thread of this process is doing, as Celery does for SIGUSR1."""
+        from celery.utils.debug import cry
+
+        print(f"\n{cry()}\n", file=sys.__stdout__, flush=True)
+
+    def log(self, records: list[dict[str, Any]]) -> None:
+        """Writes the parent's log records through the app's own logging."""
+        for record in records:
+            target = logging.getLogger(record["name"])
+            if not target.isEnabledFor(record["level"]):
+                continue
+            made = target.makeRecord(
+                record["name"],
+                record["level"],
+                "(celeriac)",
+                0,
+                record["message"],
+                (),
+                None,
+                extra={"data": record["data"]} if record.get("data") else None,
+            )
+            made.created = record["created"]
+            made.msecs = (record["created"] % 1) * 1000
+            target.handle(made)
+
+
+def run(control: int, worker: Any) -> NoReturn:
+    """Becomes main; called in the process that loaded the app, or in a later copy of it."""
+    processes.leave_signals_to_parent()
+    channel = Channel(socket.socket(fileno=control), loads=kombu_json.loads)
+    Main(channel, worker).run()
+    # The interpreter ends as Celery's does: exit handlers run.
+    sys.exit(0)

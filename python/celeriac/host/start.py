@@ -1,0 +1,113 @@
+"""The process that loads the app: its first minute, until it splits into main and zygote.
+
+Order and hooks are those of ``celery worker`` (``celery.bin.celery``, ``celery.apps.worker``).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import sys
+import traceback
+from typing import Any, NoReturn
+
+from celeriac.host import application, processes
+from celeriac.host.errors import StartError
+from celeriac.host.wire import Channel, Closed
+
+
+def run(control: int, zygote: int, start: dict[str, Any]) -> NoReturn:
+    """Loads the app, describes it to the Rust parent, splits when told to, and becomes main."""
+    processes.leave_signals_to_parent()
+    channel = Channel(socket.socket(fileno=control))
+    parent = socket.socket(fileno=zygote)
+    try:
+        worker = load(start)
+        from celeriac.host.description import describe
+
+        channel.write({"ready": describe(worker)})
+        channel.read()
+    except StartError as exc:
+        _refuse(channel, exc)
+    except Closed:
+        sys.exit(1)
+    except SystemExit as exc:
+        _refuse(channel, StartError(f"The app ended the process while it was loaded: {exc!r}"))
+    except Exception as exc:
+        text = application.format_exception(exc)
+        _refuse(channel, StartError(f"The worker could not be set up: {exc!r}", traceback=text))
+    # What is loaded now is shared by all processes: the collector must not touch (and so copy)
+    # it again.
+    gc.collect()
+    gc.freeze()
+    processes.flush_standard_streams()
+    if start["only_zygote"]:
+        channel.close()
+        _become_zygote(parent, worker)
+    if os.fork() == 0:
+        channel.close()
+        _become_zygote(parent, worker)
+    parent.close()
+    from celeriac.host import main
+
+    main.run(channel.detach(), worker)
+
+
+def load(start: dict[str, Any]) -> Any:
+    """The worker object of the app, after ``celeryd_after_setup``."""
+    sys.argv[:] = start["argv"]
+    application.import_celery()
+    application.put_workdir_on_path()
+    from celeriac.host import child, logs
+
+    child.install_workloop()
+    app = application.find_app(start["app"])
+    try:
+        from celeriac.host.worker import create_worker
+
+        worker = create_worker(app, start["options"])
+        if start["log_format"] == "json":
+            logs.write_json()
+        worker.after_setup()
+    except StartError:
+        raise
+    except Exception as exc:
+        if application.traceback_of_app(exc.__traceback__) is None and not _is_import(exc):
+            raise
+        raise StartError(
+            "The app could not be set up: the following error occurred:",
+            traceback=application.format_exception(exc),
+        ) from exc
+    return worker
+
+
+def _is_import(exc: BaseException) -> bool:
+    return isinstance(exc, (ImportError, SyntaxError))
+
+
+def _become_zygote(parent: socket.socket, worker: Any) -> NoReturn:
+    from celeriac.host import main
+    from celeriac.host.zygote import Zygote
+
+    try:
+        Zygote(parent, worker, lambda control: main.run(control, worker)).run()
+    except SystemExit:
+        raise  # a later main, forked from here, leaves as the first one does
+    except BaseException:
+        traceback.print_exc(file=sys.__stderr__)
+        os._exit(70)
+
+
+def _refuse(channel: Channel, error: StartError) -> NoReturn:
+    channel.write(
+        {
+            "failed": {
+                "message": str(error),
+                "hint": error.hint,
+                "traceback": error.traceback,
+                "exit_status": error.exit_status,
+            }
+        }
+    )
+    sys.exit(error.exit_status)

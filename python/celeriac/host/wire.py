@@ -1,0 +1,72 @@
+"""Frames between the Rust parent and this interpreter.
+
+On a stream socket a frame is two big-endian lengths, a JSON text and raw bytes. The channels to
+the zygote and to each child are SOCK_SEQPACKET and need no lengths (see :mod:`.zygote` and
+:mod:`.child`). Counterpart: ``crates/celeriac-pool/src/python/frame.rs``.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+from typing import Any, Callable
+
+_LENGTHS = struct.Struct(">II")
+
+
+class Closed(Exception):
+    """The Rust parent is gone."""
+
+
+class Channel:
+    """A stream of frames; frames of several threads are written one after the other."""
+
+    def __init__(self, sock: socket.socket, loads: Callable[[bytes], Any] = json.loads) -> None:
+        self._sock = sock
+        self._loads = loads
+        self._write_lock = threading.Lock()
+
+    def read(self) -> tuple[dict[str, Any], bytes]:
+        """The next frame.
+
+        Raises:
+            Closed: when the other side has closed the channel.
+        """
+        text_length, blob_length = _LENGTHS.unpack(self._read_exactly(_LENGTHS.size))
+        message = self._loads(self._read_exactly(text_length))
+        return message, self._read_exactly(blob_length)
+
+    def write(self, message: dict[str, Any], blob: bytes = b"") -> None:
+        """Writes one frame.
+
+        Raises:
+            Closed: when the other side has closed the channel.
+        """
+        text = json.dumps(message, default=repr).encode()
+        try:
+            with self._write_lock:
+                self._sock.sendall(_LENGTHS.pack(len(text), len(blob)) + text + blob)
+        except OSError as exc:
+            raise Closed from exc
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def detach(self) -> int:
+        """Gives up the descriptor without closing it."""
+        return self._sock.detach()
+
+    def _read_exactly(self, length: int) -> bytes:
+        parts = []
+        while length:
+            try:
+                part = self._sock.recv(min(length, 1 << 20))
+            except OSError as exc:
+                raise Closed from exc
+            if not part:
+                raise Closed
+            parts.append(part)
+            length -= len(part)
+        return b"".join(parts)

@@ -1,0 +1,279 @@
+"""The worker object that Celery's hooks are given.
+
+It is Celery's own :class:`celery.apps.worker.Worker` (or the app's subclass of it), so that
+``celeryd_init``, ``worker_init`` and ``celeryd_after_setup`` find everything they know. Only the
+parts that the Rust parent replaces are swapped: the bootsteps of the pool, the timer and the
+consumer have stand-ins of the same names here, so that an app's own steps can require them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any, Callable
+
+from celery import bootsteps, signals
+from celery.utils.log import worker_logger as logger
+
+from celeriac.host.errors import StartError
+
+#: Settings that name a class which the Rust parent replaces, and the only value it can honour.
+REPLACED_CLASSES = {
+    "worker_consumer": "celery.worker.consumer:Consumer",
+    "worker_autoscaler": "celery.worker.autoscale:Autoscaler",
+    "worker_timer": None,
+    "worker_agent": None,
+}
+PREFORK = ("prefork", "processes", "celery.concurrency.prefork:TaskPool")
+DEFAULT_STRATEGY = "celery.worker.strategy:default"
+DEFAULT_REQUEST = "celery.worker.request:Request"
+
+
+class HostedPool:
+    """Stands for the pool in ``worker.pool``: the children belong to the Rust parent."""
+
+    is_green = False
+    signal_safe = True
+    task_join_will_block = True
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    @property
+    def num_processes(self) -> int:
+        return self.limit
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return {"implementation": "celeriac:prefork", "max-concurrency": self.limit}
+
+
+class HostedConsumer:
+    """Stands for the consumer, which is the sender of ``worker_ready`` and ``task_received``.
+
+    The Rust parent owns the broker connection; :attr:`connection` is one of main's own, made when
+    it is first asked for.
+    """
+
+    event_dispatcher = None
+    hub = None
+    qos = None
+    task_consumer = None
+    restart_count = 0
+
+    def __init__(self, controller: Any) -> None:
+        self.controller = controller
+        self.app = controller.app
+        self.hostname = controller.hostname
+        self.pool = controller.pool
+        self.timer = controller.timer
+        self.pid = os.getpid()
+        self.steps: list[Any] = []
+        self.blueprint: Any = None
+        self._connection: Any = None
+
+    @property
+    def connection(self) -> Any:
+        if self._connection is None:
+            self._connection = self.app.connection_for_read()
+        return self._connection
+
+    @property
+    def connection_errors(self) -> tuple[type[BaseException], ...]:
+        errors: tuple[type[BaseException], ...] = self.connection.connection_errors
+        return errors
+
+    def call_soon(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.release()
+            self._connection = None
+
+
+def _stand_in(name: str, **attributes: Any) -> type[bootsteps.Step]:
+    """A step that does nothing and is found under the name of one of Celery's own."""
+    base = bootsteps.StartStopStep if attributes.pop("starts", True) else bootsteps.Step
+    step: type[bootsteps.Step] = type(base)(
+        name.rpartition(".")[2], (base,), {"name": name, "__module__": __name__, **attributes}
+    )
+    return step
+
+
+def _create_timer(_step: Any, worker: Any) -> None:
+    # A thread of main that fires what steps schedule with worker.timer.call_repeatedly(); it
+    # starts when the first entry is added.
+    from celery.utils.timer2 import Timer
+
+    worker.timer = Timer(max_interval=worker.timer_precision or 1.0)
+
+
+def _create_pool(_step: Any, worker: Any) -> None:
+    worker.pool = HostedPool(worker.concurrency)
+
+
+_WORKER_STEPS = [
+    _stand_in("celery.worker.components.Timer", starts=False, create=_create_timer),
+    _stand_in("celery.worker.components.Hub"),
+    _stand_in("celery.worker.components.Pool", create=_create_pool),
+    _stand_in("celery.worker.components.Beat"),
+    _stand_in("celery.worker.components.StateDB", starts=False),
+    _stand_in("celery.worker.components.Consumer", last=True),
+    _stand_in("celery.worker.autoscale.WorkerComponent"),
+]
+_CONSUMER_STEPS = [
+    _stand_in(f"celery.worker.consumer.{module}.{name}", last=name == "Evloop")
+    for module, name in (
+        ("connection", "Connection"),
+        ("mingle", "Mingle"),
+        ("events", "Events"),
+        ("gossip", "Gossip"),
+        ("heart", "Heart"),
+        ("control", "Control"),
+        ("tasks", "Tasks"),
+        ("delayed_delivery", "DelayedDelivery"),
+        ("consumer", "Evloop"),
+        ("agent", "Agent"),
+    )
+]
+
+
+class _Blueprint(bootsteps.Blueprint):
+    """A blueprint whose stand-ins answer for Celery's own steps wherever they are required."""
+
+    def _firstpass(self, steps: dict[str, Any]) -> None:
+        super()._firstpass(steps)
+        for step in steps.values():
+            step.requires = [steps[required.name] for required in step.requires]
+
+
+class _WorkerBlueprint(_Blueprint):
+    name = "Worker"
+    default_steps = frozenset(_WORKER_STEPS)
+
+
+class _ConsumerBlueprint(_Blueprint):
+    name = "Consumer"
+    default_steps = frozenset(_CONSUMER_STEPS)
+
+
+def user_consumer_steps(app: Any) -> tuple[list[Any], list[Any]]:
+    """The app's consumer steps: those that only start and stop, and those that consume."""
+    plain, consuming = [], []
+    for step in app.steps["consumer"]:
+        is_consuming = isinstance(step, type) and issubclass(step, bootsteps.ConsumerStep)
+        (consuming if is_consuming else plain).append(step)
+    return plain, consuming
+
+
+def hosted_worker_class(app: Any) -> type[Any]:
+    """``app.Worker``, less what the Rust parent does."""
+    base: type[Any] = app.Worker
+
+    class HostedWorker(base):  # type: ignore[misc, valid-type]
+        Blueprint = _WorkerBlueprint
+
+        def setup_instance(self, **kwargs: Any) -> None:
+            refuse_replaced_classes(self)
+            self.timer = self.hub = self.semaphore = self.autoscaler = None
+            self.pool = HostedPool(0)
+            autoscale = kwargs.get("autoscale")
+            self.autoscale = tuple(autoscale) if autoscale else None
+            super().setup_instance(**kwargs)
+            self.pool.limit = self.max_concurrency = (
+                self.autoscale[0] if self.autoscale else self.concurrency
+            )
+            self.min_concurrency = self.autoscale[1] if self.autoscale else self.concurrency
+            self.consumer = HostedConsumer(self)
+            steps, _ = user_consumer_steps(self.app)
+            if steps:
+                consumer = self.consumer
+                consumer.blueprint = _ConsumerBlueprint(steps=steps)
+                consumer.blueprint.apply(consumer, **self.options)
+
+        def after_setup(self) -> None:
+            """What Celery does between its set-up and its first step: ``Worker.on_start``."""
+            if self._pending_concurrency_log is not None:
+                level, text, args = self._pending_concurrency_log
+                getattr(logger, level)(text, *args)
+            signals.celeryd_after_setup.send(
+                sender=self.hostname, instance=self, conf=self.app.conf
+            )
+            self.set_process_status("-active-")
+            if not self._custom_logging and self.redirect_stdouts:
+                self.app.log.redirect_stdouts(self.redirect_stdouts_level)
+
+        def on_stopped(self) -> None:
+            if self.timer is not None:
+                self.timer.stop()
+
+    HostedWorker.__name__ = HostedWorker.__qualname__ = base.__name__
+    return HostedWorker
+
+
+def create_worker(app: Any, options: dict[str, Any]) -> Any:
+    """Builds the worker as ``celery worker`` does; sends ``celeryd_init`` and ``worker_init``."""
+    from celery.exceptions import ImproperlyConfigured, SecurityError
+
+    from celeriac.host.options import worker_arguments
+
+    arguments = worker_arguments(app, options)
+    try:
+        return hosted_worker_class(app)(app=app, **arguments)
+    except (ImproperlyConfigured, SecurityError) as exc:
+        raise StartError(str(exc)) from exc
+
+
+def refuse_replaced_classes(worker: Any) -> None:
+    """Refuses what can't be honoured: classes that would run inside the Rust parent."""
+    conf = worker.app.conf
+    for setting, default in REPLACED_CLASSES.items():
+        value = conf.get(setting)
+        if value and value != default:
+            raise StartError(
+                f"The setting {setting} = {value!r} can't be honoured: "
+                "celeriac does this work in its own process, which runs no Python.",
+                hint=f"remove {setting}, or run this app with `celery worker`",
+            )
+    pool = worker.pool_cls
+    name = pool if isinstance(pool, str) else f"{pool.__module__}:{pool.__qualname__}"
+    if name not in PREFORK:
+        raise StartError(
+            f"The pool {name!r} is not available: this version of celeriac runs prefork pools.",
+            hint="use `--pool prefork`, or run this app with `celery worker`",
+        )
+    strategies = sorted(
+        f"{task.name} ({task.Strategy})"
+        for task in worker.app.tasks.values()
+        if task.Strategy != DEFAULT_STRATEGY
+    )
+    if strategies:
+        raise StartError(
+            "These tasks have an execution strategy of their own, which can't be honoured: "
+            + ", ".join(strategies),
+            hint="remove Task.Strategy, or run these tasks with `celery worker`",
+        )
+
+
+def formats_records_itself(worker: Any) -> bool:
+    """Whether the app changed logging, so that only Python can write the parent's records."""
+    from celery.utils.log import ColorFormatter
+
+    if worker._custom_logging:
+        return True
+    for name in ("celery", "celery.worker", "celery.worker.strategy", "celery.apps.worker"):
+        changed = logging.getLogger(name)
+        if changed.handlers or changed.filters or not changed.propagate:
+            return True
+    root = logging.getLogger()
+    if len(root.handlers) != 1 or root.filters:
+        return True
+    handler = root.handlers[0]
+    formatter = handler.formatter
+    return (
+        type(handler) not in (logging.StreamHandler, logging.handlers.WatchedFileHandler)
+        or bool(handler.filters)
+        or type(formatter) is not ColorFormatter
+        or formatter._fmt != worker.app.conf.worker_log_format
+    )
