@@ -3,9 +3,39 @@
 use std::fmt;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use bytestring::ByteString;
 use celeriac_protocol::TimeLimits;
+
+/// Something that runs jobs.
+#[async_trait]
+pub trait Pool: Send {
+    /// How many jobs it can take now.
+    fn free(&self) -> usize;
+
+    /// Takes a job. Its end is told by [`Pool::next`], sooner or later, exactly once.
+    fn submit(&mut self, job: Job);
+
+    /// Ends a job: by a signal if it runs, otherwise by giving it back.
+    fn terminate(&mut self, key: RequestKey, signal: i32);
+
+    /// The wanted number of processes.
+    fn size(&self) -> usize;
+
+    /// Changes the wanted number of processes. Busy ones stay; answers with the number that will
+    /// be left.
+    fn resize(&mut self, size: usize) -> usize;
+
+    /// Takes no more jobs; processes end when their job does.
+    fn close(&mut self);
+
+    /// Ends every process now.
+    fn kill(&mut self);
+
+    /// Waits for something to tell. Safe to cancel.
+    async fn next(&mut self) -> Vec<PoolEvent>;
+}
 
 /// Names a request from its delivery to its end, within one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,16 +114,38 @@ pub enum PoolEvent {
         /// How it ended.
         cause: LossCause,
     },
-    /// A job that had not begun was taken back; it is the worker's again.
+    /// A job that had not begun was given back: the request is the worker's again.
     Returned {
-        /// The job.
-        job: Box<Job>,
+        /// The request.
+        key: RequestKey,
     },
-    /// The pool can't start processes.
+    /// A process ended although nobody told it to.
+    Died {
+        /// Its name, as in log lines.
+        name: String,
+        /// The process.
+        pid: u32,
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// A process holds more memory than it may: it is replaced after its job, or killed.
+    TooMuchMemory {
+        /// The process.
+        pid: u32,
+        /// What it holds, in KiB.
+        resident: u64,
+        /// What it may hold, in KiB.
+        limit: u64,
+        /// The request that is killed with it.
+        killed: Option<RequestKey>,
+    },
+    /// The pool can't start processes, and never could.
     CannotStart {
         /// What an operator has to know.
         reason: String,
     },
+    /// All processes are gone, as it was asked.
+    Closed,
 }
 
 /// How a process of the pool ended.
@@ -174,7 +226,7 @@ pub enum LossCause {
         limit: u64,
     },
     /// The worker terminated it: the task was revoked, or the worker shuts down.
-    Terminated(ExitStatus),
+    Terminated,
     /// It was killed for the hard time limit, which was told before.
     TimeLimit,
 }

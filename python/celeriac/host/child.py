@@ -80,6 +80,8 @@ def run(
     code = 1
     try:
         processes.die_with_parent(zygote)
+        # Programs that a task starts have no business with the channel.
+        os.set_inheritable(channel, False)
         process = _PoolProcess(worker, number, index, socket.socket(fileno=channel), page)
         import random
 

@@ -29,6 +29,11 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def outlive_parent() -> None:
+    """Has the kernel leave this process alone when its parent ends: it has things to do then."""
+    _prctl(_PR_SET_PDEATHSIG, 0)
+
+
 def leave_signals_to_parent() -> None:
     """Makes the supervisor's signals do nothing here.
 

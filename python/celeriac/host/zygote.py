@@ -44,6 +44,7 @@ class Zygote:
     def run(self) -> NoReturn:
         """Serves the parent until it is gone, then ends every child with its process group."""
         processes.become_subreaper()
+        processes.outlive_parent()
         signal.signal(signal.SIGCHLD, _interrupt)
         signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
         self._send({"hello": os.getpid()})

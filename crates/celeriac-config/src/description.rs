@@ -1,0 +1,216 @@
+//! What the Python host tells of the app: `celeriac.host.description`.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use celeriac_core::queue::Queue;
+use celeriac_protocol::TimeLimits;
+use serde::Deserialize;
+use serde_json::{Map, Number, Value};
+
+use crate::task::{TaskOptions, time_limits};
+
+/// An app, as it is after `celeryd_after_setup`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Description {
+    /// What runs there.
+    pub versions: Versions,
+    /// The operating system, in Python's words.
+    pub platform: String,
+    /// The app itself.
+    pub app: App,
+    /// The worker's options, from the command line and the configuration.
+    pub worker: WorkerOptions,
+    /// Where its messages are.
+    pub broker: BrokerSettings,
+    /// Where its results go, without a password.
+    pub result_backend: String,
+    /// MIME types that may be opened.
+    pub accept_content: Vec<String>,
+    /// The queues to consume from.
+    pub queues: Vec<Queue>,
+    /// All registered tasks.
+    pub tasks: HashMap<String, TaskOptions>,
+    /// Signals that have receivers.
+    pub signals: Vec<String>,
+    /// Settings under their own names.
+    pub settings: Settings,
+    /// How to write log lines.
+    pub logging: LogSettings,
+    /// Ids of revoked tasks from the state database.
+    pub revoked: Vec<String>,
+    /// Names of threads that the app started while it was loaded.
+    pub threads: Vec<String>,
+    /// Whether the app has worker bootsteps of its own.
+    pub has_worker_steps: bool,
+    /// Whether the app has consumer bootsteps of its own.
+    pub has_consumer_steps: bool,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+impl Description {
+    /// Whether a signal has receivers.
+    pub fn has_receivers(&self, signal: &str) -> bool {
+        self.signals.iter().any(|name| name == signal)
+    }
+}
+
+/// Versions of what runs in the interpreter.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Versions {
+    /// Python.
+    pub python: String,
+    /// Celery.
+    pub celery: String,
+    /// Celery's code name.
+    pub celery_series: String,
+    /// kombu.
+    pub kombu: String,
+    /// billiard.
+    pub billiard: String,
+}
+
+/// The app object.
+#[derive(Debug, Clone, Deserialize)]
+pub struct App {
+    /// Its name.
+    pub main: String,
+    /// Its identity, as the banner shows it.
+    pub id: String,
+    /// Its loader, unless it is the usual one.
+    pub loader: Option<String>,
+    /// All tasks, sorted.
+    pub task_names: Vec<String>,
+}
+
+/// `celery.worker.WorkController`'s attributes.
+#[derive(Debug, Clone, Deserialize)]
+pub struct WorkerOptions {
+    /// The node's name.
+    pub hostname: String,
+    /// Number of pool processes.
+    pub concurrency: usize,
+    /// Most and fewest pool processes, when they are scaled.
+    pub autoscale: Option<(usize, usize)>,
+    /// Tasks after which a child is replaced.
+    pub max_tasks_per_child: Option<u64>,
+    /// KiB of memory after which a child is replaced.
+    pub max_memory_per_child: Option<u64>,
+    /// Hard limit for tasks without one, in seconds.
+    pub time_limit: Option<Number>,
+    /// Soft limit for tasks without one, in seconds.
+    pub soft_time_limit: Option<Number>,
+    /// Messages fetched for each process; here a bound on what may wait for a rate limit.
+    pub prefetch_multiplier: i64,
+    /// Rate limits are off.
+    pub disable_rate_limits: bool,
+    /// Task events are on.
+    pub task_events: bool,
+    /// The state database.
+    pub statedb: Option<String>,
+}
+
+impl WorkerOptions {
+    /// The limits for tasks without their own.
+    pub fn time_limits(&self) -> TimeLimits {
+        time_limits(self.time_limit.as_ref(), self.soft_time_limit.as_ref())
+    }
+
+    /// The fewest and the most processes.
+    pub fn pool_size(&self) -> (usize, usize) {
+        match self.autoscale {
+            Some((max, min)) => (min, max.max(1)),
+            None => (self.concurrency, self.concurrency),
+        }
+    }
+}
+
+/// How to reach the broker.
+#[derive(Clone, Deserialize)]
+pub struct BrokerSettings {
+    /// URLs with their passwords, in the order in which they are tried.
+    pub urls: Vec<String>,
+    /// The first without its password.
+    pub display: String,
+    /// `round-robin` or `shuffle`.
+    pub failover_strategy: String,
+    /// The setting `broker_transport_options`.
+    pub transport_options: Map<String, Value>,
+    /// The setting `broker_use_ssl`, if it is on.
+    pub ssl: Option<Value>,
+}
+
+impl std::fmt::Debug for BrokerSettings {
+    /// Without the URLs, which hold passwords.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BrokerSettings")
+            .field("display", &self.display)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Celery settings that the worker reads itself.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// Attempts before the worker gives up; `None` never.
+    pub broker_connection_max_retries: Option<u32>,
+    /// Connect again when the connection is lost.
+    pub broker_connection_retry: bool,
+    /// Try again when the first connection fails; `None` follows the setting above.
+    pub broker_connection_retry_on_startup: Option<bool>,
+    /// Seconds that connecting may take.
+    pub broker_connection_timeout: Option<f64>,
+    /// Kill late-acknowledged tasks when the connection is lost.
+    pub worker_cancel_long_running_tasks_on_connection_loss: bool,
+    /// Wait at a cold shutdown although nothing runs.
+    pub worker_enable_soft_shutdown_on_idle: bool,
+    /// How many tasks with an ETA may be held.
+    pub worker_eta_task_limit: Option<usize>,
+    /// Seconds in which a child must be up.
+    pub worker_proc_alive_timeout: Option<f64>,
+    /// Seconds that a cold shutdown lets tasks finish.
+    pub worker_soft_shutdown_timeout: Option<f64>,
+}
+
+impl Settings {
+    /// Whether to try again when the first connection fails.
+    pub fn retries_on_startup(&self) -> bool {
+        self.broker_connection_retry_on_startup
+            .unwrap_or(self.broker_connection_retry)
+    }
+
+    /// How long connecting may take.
+    pub fn connection_timeout(&self) -> Option<Duration> {
+        seconds(self.broker_connection_timeout)
+    }
+
+    /// How long a cold shutdown lets tasks finish.
+    pub fn soft_shutdown_timeout(&self) -> Duration {
+        seconds(self.worker_soft_shutdown_timeout).unwrap_or_default()
+    }
+}
+
+fn seconds(number: Option<f64>) -> Option<Duration> {
+    number.and_then(|number| Duration::try_from_secs_f64(number).ok())
+}
+
+/// How Celery's logging was set up.
+#[derive(Debug, Clone, Deserialize)]
+pub struct LogSettings {
+    /// Python's number of the lowest level that is written.
+    pub level: u32,
+    /// `worker_log_format`.
+    pub format: String,
+    /// `worker_log_datefmt`.
+    pub datefmt: Option<String>,
+    /// The file that the main process writes to, or standard error.
+    pub file: Option<String>,
+    /// Whether lines are coloured.
+    pub color: bool,
+    /// Whether the app changed logging, so that only Python can write records.
+    pub forward: bool,
+    /// `celery.app.trace.LOG_RECEIVED`.
+    pub received_format: String,
+}

@@ -1,0 +1,556 @@
+//! The pool in the world: carries out what the machine decides, tells it what happens.
+//!
+//! To be run on a current-thread runtime: what a child sent before it ended is collected when its
+//! end is told, which relies on nobody else reading at that moment.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use celeriac_core::backoff::Doubling;
+use celeriac_core::clock::Clock;
+use celeriac_core::pool::{ExitStatus, Job, Pool, PoolEvent, RequestKey};
+use nix::sys::signal::Signal;
+use tokio::net::UnixStream;
+use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use super::frame::{self, ChildMessage, JobMessage};
+use super::machine::{Action, Kill, Limits, Machine};
+use crate::python::host::Becomes;
+use crate::python::main::Lost;
+use crate::python::zygote::{Zygote, ZygoteEvent};
+use crate::python::{Host, StartOptions};
+use crate::sys::memory_file::{self, ControlPage};
+use crate::sys::process::{self, GroupLeaders, ProcessHandle};
+use crate::sys::seqpacket::{self, SeqPacket};
+
+/// Messages of children that wait to be read.
+const QUEUED_MESSAGES: usize = 256;
+/// Between two looks at the memory of children that have a limit.
+const MEMORY_INTERVAL: Duration = Duration::from_millis(100);
+/// Waits between attempts to get a new zygote.
+const ZYGOTE_RESTARTS: Doubling = Doubling {
+    start: Duration::from_millis(200),
+    max: Duration::from_secs(30),
+};
+/// Numbers of mains that the zygote forks: those of children begin at 1.
+const MAIN_NUMBER: u32 = 0;
+
+/// What a prefork pool is made of.
+#[derive(Debug, Clone)]
+pub struct PreforkOptions {
+    /// Number of children.
+    pub size: usize,
+    /// Limits on each child.
+    pub limits: Limits,
+    /// How the host was started: a new zygote is made the same way.
+    pub start: StartOptions,
+}
+
+/// Asks the pool for a new main. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct MainForks(mpsc::Sender<oneshot::Sender<UnixStream>>);
+
+impl MainForks {
+    /// Has the zygote fork a main, and gives the channel to it.
+    ///
+    /// # Errors
+    /// When the pool is gone.
+    pub async fn fork(&self) -> Result<UnixStream, Lost> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(reply).await.map_err(|_| Lost)?;
+        answer.await.map_err(|_| Lost)
+    }
+}
+
+/// Children forked from a zygote.
+pub struct PreforkPool {
+    machine: Machine,
+    clock: Arc<dyn Clock>,
+    start: StartOptions,
+    zygote: Option<Zygote>,
+    /// A new zygote that is being made.
+    new_zygote: Option<oneshot::Receiver<Zygote>>,
+    children: HashMap<u32, Child>,
+    leaders: GroupLeaders,
+    messages: mpsc::Receiver<(u32, ChildMessage)>,
+    to_messages: mpsc::Sender<(u32, ChildMessage)>,
+    main_forks: mpsc::Receiver<oneshot::Sender<UnixStream>>,
+    /// Asked for while there was no zygote.
+    main_waits: Option<oneshot::Sender<UnixStream>>,
+    ended: SignalStream,
+    memory: tokio::time::Interval,
+    told: VecDeque<PoolEvent>,
+    is_closed: bool,
+}
+
+struct Child {
+    channel: Arc<SeqPacket>,
+    /// The child's own end, to take back what it has not read.
+    their_end: OwnedFd,
+    page: ControlPage,
+    process: Option<ProcessHandle>,
+    reader: AbortHandle,
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl PreforkPool {
+    /// A pool over `zygote`.
+    ///
+    /// # Errors
+    /// When signals can't be watched.
+    pub fn new(
+        options: PreforkOptions,
+        zygote: Zygote,
+        clock: Arc<dyn Clock>,
+    ) -> io::Result<(Self, MainForks)> {
+        process::become_subreaper()?;
+        let (to_messages, messages) = mpsc::channel(QUEUED_MESSAGES);
+        let (ask_main, main_forks) = mpsc::channel(1);
+        let mut memory = interval(MEMORY_INTERVAL);
+        memory.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let pool = Self {
+            machine: Machine::new(options.size, options.limits),
+            clock,
+            start: options.start,
+            zygote: Some(zygote),
+            new_zygote: None,
+            children: HashMap::new(),
+            leaders: GroupLeaders::default(),
+            messages,
+            to_messages,
+            main_forks,
+            main_waits: None,
+            ended: signal(SignalKind::child())?,
+            memory,
+            told: VecDeque::new(),
+            is_closed: false,
+        };
+        Ok((pool, MainForks(ask_main)))
+    }
+
+    /// Process ids of the children that are up.
+    pub fn pids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.machine.pids()
+    }
+
+    fn now(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    /// Carries out what the machine decided, until it has nothing more to say.
+    fn act(&mut self) {
+        while self.machine.has_actions() {
+            for action in self.machine.take_actions() {
+                match action {
+                    Action::Fork { number, index } => self.fork(number, index),
+                    Action::Send { number, job, after } => self.send(number, job, after),
+                    Action::Leave { number } => self.tell_to_leave(number),
+                    Action::SoftLimit { number, key } => self.raise_soft_limit(number, key),
+                    Action::Kill { number, kill } => self.kill_child(number, kill),
+                    Action::TakeBack { number } => self.take_back(number),
+                    Action::Forget { number } => drop(self.children.remove(&number)),
+                    Action::Tell(PoolEvent::Closed) => {
+                        self.is_closed = true;
+                        // The end of its channel ends the zygote.
+                        self.zygote = None;
+                        self.told.push_back(PoolEvent::Closed);
+                    }
+                    Action::Tell(event) => self.told.push_back(event),
+                }
+            }
+        }
+    }
+
+    fn fork(&mut self, number: u32, index: usize) {
+        let forked = self.try_fork(number, index);
+        if let Err(error) = forked {
+            // A zygote that is gone says so by itself; anything else is a lack of descriptors.
+            tracing::error!(%error, "a child could not be forked");
+            self.machine.exited(number, ExitStatus::Unknown, self.now());
+        }
+    }
+
+    fn try_fork(&mut self, number: u32, index: usize) -> io::Result<()> {
+        let zygote = self
+            .zygote
+            .as_ref()
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+        let (channel, their_end) = seqpacket::pair()?;
+        let page = ControlPage::new()?;
+        zygote.fork_child(number, index, &their_end, page.file().as_fd())?;
+        let channel = Arc::new(channel);
+        let reading = read_messages(number, Arc::clone(&channel), self.to_messages.clone());
+        let reader = tokio::spawn(reading).abort_handle();
+        self.children.insert(
+            number,
+            Child {
+                channel,
+                their_end,
+                page,
+                process: None,
+                reader,
+            },
+        );
+        Ok(())
+    }
+
+    fn send(&mut self, number: u32, job: Job, after: frame::AfterJob) {
+        let now = self.now();
+        match self
+            .children
+            .get(&number)
+            .map(|child| child.send(&job, after))
+        {
+            Some(Ok(())) => self.machine.sent(number, now),
+            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.machine.unsent(number, job, now);
+            }
+            // The child is gone: the job, which it never had, is given back with its end.
+            Some(Err(error)) => tracing::debug!(%error, "a child takes no job"),
+            None => self.machine.unsent(number, job, now),
+        }
+    }
+
+    fn tell_to_leave(&mut self, number: u32) {
+        if let Some(child) = self.children.get(&number) {
+            // One that can't be told is gone, or is killed for not leaving.
+            drop(child.channel.try_send(&[&frame::leave()], &[]));
+        }
+    }
+
+    fn raise_soft_limit(&mut self, number: u32, key: RequestKey) {
+        let Some(child) = self.children.get(&number) else {
+            return;
+        };
+        match child.page.set_soft_limit_target(key.0) {
+            Ok(()) => child.signal(Kill::Signal(Signal::SIGUSR1 as i32)),
+            Err(error) => tracing::error!(%error, "a soft time limit could not be raised"),
+        }
+    }
+
+    fn kill_child(&mut self, number: u32, kill: Kill) {
+        if let Some(child) = self.children.get(&number) {
+            child.signal(kill);
+        }
+    }
+
+    /// Reads what a child has not read yet, in its place.
+    fn take_back(&mut self, number: u32) {
+        let Some(child) = self.children.get(&number) else {
+            return;
+        };
+        let mut keys = Vec::new();
+        let mut buffer = vec![0; frame::RECEIVE_BYTES];
+        while let Ok(length) = seqpacket::take_back(child.their_end.as_fd(), &mut buffer) {
+            match frame::job_number(&buffer[..length]) {
+                Some(key) => keys.push(RequestKey(key)),
+                // The order to leave was behind the jobs.
+                None if length > 0 => drop(child.channel.try_send(&[&frame::leave()], &[])),
+                None => break,
+            }
+            if length == 1 {
+                break;
+            }
+        }
+        let now = self.now();
+        self.machine.taken_back(number, &keys, now);
+    }
+
+    fn child_said(&mut self, number: u32, message: ChildMessage) {
+        let now = self.now();
+        match message {
+            ChildMessage::Up => self.machine.up(number, now),
+            ChildMessage::Done { job, outcome } => {
+                // Only looked at where it is limited: it costs more than a short task.
+                let is_limited = self.machine.watched().next().is_some();
+                let process = self
+                    .children
+                    .get(&number)
+                    .and_then(|child| child.process.as_ref());
+                let resident = process
+                    .filter(|_| is_limited)
+                    .and_then(|process| process::resident(process.pid()));
+                self.machine
+                    .done(number, RequestKey(job), outcome, resident, now);
+            }
+        }
+    }
+
+    fn zygote_said(&mut self, event: ZygoteEvent) {
+        let now = self.now();
+        match event {
+            ZygoteEvent::Hello { .. } => {
+                self.machine.zygote_is_up(now);
+                if let Some(waiting) = self.main_waits.take() {
+                    self.fork_main(waiting);
+                }
+            }
+            ZygoteEvent::Forked {
+                number: MAIN_NUMBER,
+                ..
+            } => {}
+            ZygoteEvent::Forked { number, pid } => {
+                if let Some(child) = self.children.get_mut(&number) {
+                    child.process = Some(ProcessHandle::open(pid));
+                    self.leaders.insert(pid);
+                }
+                self.machine.forked(number, pid, now);
+            }
+            ZygoteEvent::Exited { pid, status } => self.process_ended(pid, status),
+            ZygoteEvent::Gone => self.zygote_is_gone(),
+        }
+    }
+
+    fn process_ended(&mut self, pid: u32, status: ExitStatus) {
+        self.leaders.remove(pid);
+        let Some(number) = self.number_of(pid) else {
+            return;
+        };
+        // What the child said before it ended comes first.
+        while let Ok((number, message)) = self.messages.try_recv() {
+            self.child_said(number, message);
+        }
+        if let Some(child) = self.children.get(&number) {
+            let channel = Arc::clone(&child.channel);
+            let mut buffer = vec![0; frame::RECEIVE_BYTES];
+            while let Ok(length @ 1..) = channel.try_receive(&mut buffer) {
+                if let Some(message) = frame::read(&buffer[..length]) {
+                    self.child_said(number, message);
+                }
+            }
+        }
+        self.machine.exited(number, status, self.now());
+    }
+
+    fn number_of(&self, pid: u32) -> Option<u32> {
+        let is_it = |child: &Child| child.process.as_ref().is_some_and(|p| p.pid() == pid);
+        self.children
+            .iter()
+            .find(|(_, child)| is_it(child))
+            .map(|(number, _)| *number)
+    }
+
+    /// The zygote is dead; its children are being killed by the kernel, and come to this process.
+    fn zygote_is_gone(&mut self) {
+        self.zygote = None;
+        if self.is_closed {
+            return;
+        }
+        tracing::error!(
+            target: "celery.worker",
+            "The zygote process is gone, and with it the pool's processes. Starting a new one."
+        );
+        self.machine.zygote_is_gone();
+        let (ready, new_zygote) = oneshot::channel();
+        self.new_zygote = Some(new_zygote);
+        tokio::spawn(start_zygote(self.start.clone(), ready));
+    }
+
+    fn fork_main(&mut self, reply: oneshot::Sender<UnixStream>) {
+        let forked = self.zygote.as_ref().and_then(|zygote| {
+            let (ours, theirs) = seqpacket::stream_pair().ok()?;
+            zygote.fork_main(MAIN_NUMBER, &theirs).ok()?;
+            UnixStream::from_std(ours).ok()
+        });
+        match forked {
+            Some(stream) => drop(reply.send(stream)),
+            None => self.main_waits = Some(reply),
+        }
+    }
+
+    fn look_at_memory(&mut self) {
+        let watched: Vec<(u32, u32)> = self.machine.watched().collect();
+        for (number, pid) in watched {
+            if let Some(resident) = process::resident(pid) {
+                let now = self.now();
+                self.machine.memory(number, resident, now);
+            }
+        }
+    }
+
+    /// Waits for one thing to happen. Safe to cancel.
+    async fn happen(&mut self) {
+        let now = self.now();
+        let tick = self
+            .machine
+            .next_tick(now)
+            .map(|at| Instant::now() + at.saturating_sub(now).min(Duration::from_hours(24)));
+        let is_watching = self.machine.watched().next().is_some();
+        tokio::select! {
+            biased;
+            Some((number, message)) = self.messages.recv() => self.child_said(number, message),
+            event = next_of(self.zygote.as_ref()) => self.zygote_said(event),
+            _ = self.ended.recv() => {
+                for (pid, status) in process::reap(&self.leaders) {
+                    self.process_ended(pid, status);
+                }
+            }
+            Some(zygote) = new_zygote(&mut self.new_zygote) => {
+                self.new_zygote = None;
+                self.zygote = Some(zygote);
+            }
+            Some(reply) = self.main_forks.recv() => self.fork_main(reply),
+            _ = self.memory.tick(), if is_watching => self.look_at_memory(),
+            () = sleep_until(tick.unwrap_or_else(Instant::now)), if tick.is_some() => {
+                let now = self.now();
+                self.machine.tick(now);
+            }
+        }
+    }
+}
+
+impl Child {
+    fn send(&self, job: &Job, after: frame::AfterJob) -> io::Result<()> {
+        let message = JobMessage::new(job, after);
+        match message.body_for_file() {
+            None => self.channel.try_send(&message.parts(), &[]),
+            Some(body) => {
+                let file = memory_file::with_content(body)?;
+                self.channel.try_send(&message.parts(), &[file.as_fd()])
+            }
+        }
+    }
+
+    fn signal(&self, kill: Kill) {
+        let Some(process) = &self.process else { return };
+        match kill {
+            Kill::TerminateGroup => process.signal_group(Signal::SIGTERM),
+            Kill::Kill => process.signal(Signal::SIGKILL),
+            Kill::Signal(number) => match Signal::try_from(number) {
+                Ok(signal) => process.signal(signal),
+                Err(error) => tracing::error!(%error, "{number} is no signal"),
+            },
+        }
+    }
+}
+
+#[async_trait]
+impl Pool for PreforkPool {
+    fn free(&self) -> usize {
+        self.machine.free(self.now())
+    }
+
+    fn submit(&mut self, job: Job) {
+        let now = self.now();
+        self.machine.submit(job, now);
+        self.act();
+    }
+
+    fn terminate(&mut self, key: RequestKey, signal: i32) {
+        let now = self.now();
+        self.machine.terminate(key, signal, now);
+        self.act();
+    }
+
+    fn size(&self) -> usize {
+        self.machine.size()
+    }
+
+    fn resize(&mut self, size: usize) -> usize {
+        let now = self.now();
+        self.machine.resize(size, now);
+        self.act();
+        self.machine.size()
+    }
+
+    fn close(&mut self) {
+        let now = self.now();
+        self.machine.close(now);
+        self.act();
+    }
+
+    fn kill(&mut self) {
+        let now = self.now();
+        self.machine.kill_all(now);
+        self.act();
+    }
+
+    async fn next(&mut self) -> Vec<PoolEvent> {
+        loop {
+            self.act();
+            if !self.told.is_empty() {
+                return self.told.drain(..).collect();
+            }
+            self.happen().await;
+        }
+    }
+}
+
+/// Reads a child's messages. One is taken only when there is room for it, so that ending this task
+/// loses none.
+async fn read_messages(
+    number: u32,
+    channel: Arc<SeqPacket>,
+    messages: mpsc::Sender<(u32, ChildMessage)>,
+) {
+    let mut buffer = vec![0; frame::RECEIVE_BYTES];
+    while channel.readable().await.is_ok() {
+        let Ok(room) = messages.reserve().await else {
+            return;
+        };
+        match channel.try_receive(&mut buffer) {
+            Ok(length @ 1..) => match frame::read(&buffer[..length]) {
+                Some(message) => room.send((number, message)),
+                None => tracing::error!("a child said something unexpected"),
+            },
+            Ok(_) => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                tracing::error!(%error, "a child can't be heard");
+                return;
+            }
+        }
+    }
+}
+
+/// Makes a new zygote, however long it takes.
+async fn start_zygote(start: StartOptions, ready: oneshot::Sender<Zygote>) {
+    for failure in 0.. {
+        let started = async { Host::start(&start, Becomes::Zygote).await?.1.split().await };
+        match started.await {
+            Ok((_, channel)) => {
+                drop(ready.send(Zygote::new(channel)));
+                return;
+            }
+            Err(error) => {
+                let wait = ZYGOTE_RESTARTS.wait(failure);
+                tracing::error!(
+                    target: "celery.worker",
+                    "A new zygote process could not be started: {error}. Trying again in {wait:?}."
+                );
+                tokio::time::sleep(wait).await;
+            }
+        }
+        if ready.is_closed() {
+            return;
+        }
+    }
+}
+
+/// The next that a zygote says; for ever nothing where there is none.
+async fn next_of(zygote: Option<&Zygote>) -> ZygoteEvent {
+    match zygote {
+        Some(zygote) => zygote.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The new zygote, once it is there; `None` when there won't be one.
+async fn new_zygote(awaited: &mut Option<oneshot::Receiver<Zygote>>) -> Option<Zygote> {
+    match awaited {
+        Some(zygote) => zygote.await.ok(),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,304 @@
+//! Main's channel: calls into the app's interpreter, one at a time and in order.
+//!
+//! Counterpart: `python/celeriac/host/main.py`.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use celeriac_protocol::{Message, json};
+use serde::Deserialize;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+
+use super::frame::Frame;
+
+/// Calls that wait to be written. The worker stops fetching long before so many wait.
+const QUEUED_CALLS: usize = 8192;
+/// How often a call is made that main did not survive.
+const ATTEMPTS: u8 = 2;
+
+/// A call that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// The hook raised.
+    #[error("{0}")]
+    Raised(String),
+    /// Main did not survive the call, or the worker is ending.
+    #[error("the main process is gone")]
+    Gone,
+}
+
+/// A call into main.
+#[derive(Debug, Clone)]
+pub struct Call {
+    name: &'static str,
+    members: String,
+    blob: Bytes,
+}
+
+impl Call {
+    /// A call without arguments.
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            members: String::new(),
+            blob: Bytes::new(),
+        }
+    }
+
+    /// The same with an argument.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<serde_json::Value>) -> Self {
+        let value: serde_json::Value = value.into();
+        // Writing to a `String` can't fail.
+        let _ = write!(self.members, ", {}: {value}", json::quote(name));
+        self
+    }
+
+    /// The same about a message, whose body goes along as it is.
+    #[must_use]
+    pub fn about(mut self, message: &Message) -> Self {
+        let text = |text: Option<&bytestring::ByteString>| {
+            text.map_or_else(|| "null".to_owned(), |text| json::quote(text))
+        };
+        let info = &message.delivery_info;
+        let _ = write!(
+            self.members,
+            r#", "message": {{"headers": {}, "properties": {}, "content_type": {}, "content_encoding": {}, "delivery_info": {{"exchange": {}, "routing_key": {}, "redelivered": {}}}}}"#,
+            message.headers,
+            message.properties,
+            text(message.content_type.as_ref()),
+            text(message.content_encoding.as_ref()),
+            text(info.exchange.as_ref()),
+            text(info.routing_key.as_ref()),
+            info.redelivered,
+        );
+        self.blob = message.body.clone();
+        self
+    }
+
+    fn frame(&self, number: Option<u64>) -> Frame {
+        let id = number.map_or_else(String::new, |number| format!(r#""id": {number}, "#));
+        let text = format!(r#"{{{id}"call": "{}"{}}}"#, self.name, self.members);
+        Frame {
+            text: text.into(),
+            blob: self.blob.clone(),
+        }
+    }
+}
+
+type Answer = Result<serde_json::Value, CallError>;
+
+struct Queued {
+    call: Call,
+    answer: Option<oneshot::Sender<Answer>>,
+    attempts: u8,
+}
+
+/// A handle on main. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Main {
+    calls: mpsc::Sender<Queued>,
+}
+
+/// Main could not be kept: it is gone, and no new one was to be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost;
+
+impl Main {
+    /// A main over `control`. The returned [`Service`] has to be run.
+    pub fn new(control: UnixStream) -> (Self, Service) {
+        let (calls, queue) = mpsc::channel(QUEUED_CALLS);
+        (
+            Self { calls },
+            Service {
+                queue,
+                connection: Some(control),
+                pending: VecDeque::new(),
+            },
+        )
+    }
+
+    /// Makes a call after those made before, and waits for its answer.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn call(&self, call: Call) -> Answer {
+        let (answer, result) = oneshot::channel();
+        self.queue(call, Some(answer));
+        result.await.unwrap_or(Err(CallError::Gone))
+    }
+
+    /// Makes a call whose answer nobody needs, after those made before.
+    pub fn tell(&self, call: Call) {
+        self.queue(call, None);
+    }
+
+    fn queue(&self, call: Call, answer: Option<oneshot::Sender<Answer>>) {
+        let name = call.name;
+        // Where nobody serves any more, the dropped sender tells who asked.
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.calls.try_send(Queued {
+            call,
+            answer,
+            attempts: 0,
+        }) {
+            tracing::error!("the main process is too slow: {name} is left out");
+        }
+    }
+}
+
+/// Writes calls and reads answers.
+#[derive(Debug)]
+pub struct Service {
+    queue: mpsc::Receiver<Queued>,
+    connection: Option<UnixStream>,
+    /// Written, not answered, in order.
+    pending: VecDeque<(u64, Queued)>,
+}
+
+impl std::fmt::Debug for Queued {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Queued({})", self.call.name)
+    }
+}
+
+impl Service {
+    /// Serves until every handle is gone; `reconnect` makes a new main when one dies.
+    ///
+    /// Calls that a main did not answer before it died are made again by the next one, once.
+    pub async fn run<F, R>(mut self, mut reconnect: F)
+    where
+        F: FnMut() -> R,
+        R: Future<Output = Result<UnixStream, Lost>>,
+    {
+        let mut number = 0;
+        let mut again: VecDeque<Queued> = VecDeque::new();
+        loop {
+            let connection = match self.connection.take() {
+                Some(connection) => connection,
+                None => match reconnect().await {
+                    Ok(connection) => connection,
+                    Err(Lost) => return,
+                },
+            };
+            let (reader, writer) = connection.into_split();
+            if self.serve(reader, writer, &mut number, &mut again).await == Served::All {
+                return;
+            }
+            for (_, mut queued) in self.pending.drain(..).rev() {
+                queued.attempts += 1;
+                if queued.attempts < ATTEMPTS {
+                    again.push_front(queued);
+                } else if let Some(answer) = queued.answer {
+                    drop(answer.send(Err(CallError::Gone)));
+                }
+            }
+        }
+    }
+
+    /// Serves over one connection.
+    async fn serve(
+        &mut self,
+        mut reader: OwnedReadHalf,
+        mut writer: OwnedWriteHalf,
+        number: &mut u64,
+        again: &mut VecDeque<Queued>,
+    ) -> Served {
+        // Answers are read by a task of their own, so that reading is never cut in two.
+        let (answers, mut answered) = mpsc::channel(64);
+        let reading = tokio::spawn(async move {
+            while let Ok(Some(frame)) = Frame::read(&mut reader).await {
+                if answers.send(frame.text).await.is_err() {
+                    break;
+                }
+            }
+        });
+        let mut handles_are_gone = false;
+        let served = loop {
+            let queued = if let Some(queued) = again.pop_front() {
+                queued
+            } else if handles_are_gone && self.pending.is_empty() {
+                drop(Frame::text(r#"{"call": "leave"}"#).write(&mut writer).await);
+                drop(writer.shutdown().await);
+                break Served::All;
+            } else {
+                tokio::select! {
+                    biased;
+                    answer = answered.recv() => match answer {
+                        Some(text) => {
+                            self.answer(&text);
+                            continue;
+                        }
+                        None => break Served::Died,
+                    },
+                    queued = self.queue.recv(), if !handles_are_gone => {
+                        let Some(queued) = queued else {
+                            handles_are_gone = true;
+                            continue;
+                        };
+                        queued
+                    }
+                }
+            };
+            *number += 1;
+            let id = queued.answer.is_some().then_some(*number);
+            let written = queued.call.frame(id).write(&mut writer).await;
+            if queued.answer.is_some() {
+                self.pending.push_back((*number, queued));
+            }
+            if written.is_err() {
+                break Served::Died;
+            }
+        };
+        reading.abort();
+        served
+    }
+
+    fn answer(&mut self, text: &[u8]) {
+        #[derive(Deserialize)]
+        struct Answered {
+            id: u64,
+            #[serde(default)]
+            ok: serde_json::Value,
+            error: Option<String>,
+        }
+        let Ok(answered) = serde_json::from_slice::<Answered>(text) else {
+            tracing::error!("the main process said something unexpected");
+            return;
+        };
+        let Some(at) = self
+            .pending
+            .iter()
+            .position(|(number, _)| *number == answered.id)
+        else {
+            return;
+        };
+        if let Some((
+            _,
+            Queued {
+                answer: Some(answer),
+                ..
+            },
+        )) = self.pending.remove(at)
+        {
+            let result = match answered.error {
+                Some(error) => Err(CallError::Raised(error)),
+                None => Ok(answered.ok),
+            };
+            // Whoever asked may have stopped waiting.
+            drop(answer.send(result));
+        }
+    }
+}
+
+/// How serving one connection ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Served {
+    /// Nobody can make a call any more, and all are answered.
+    All,
+    /// Main is gone.
+    Died,
+}

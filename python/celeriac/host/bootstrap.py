@@ -1,0 +1,58 @@
+# What the binary starts the interpreter with: `python -c <this> <control fd> <zygote fd>`.
+# It takes the host's modules from the control channel, makes them importable and begins.
+import importlib.abc
+import importlib.util
+import json
+import os
+import struct
+import sys
+
+
+def read_exactly(fd, length):
+    parts = []
+    while length:
+        part = os.read(fd, min(length, 1 << 20))
+        if not part:
+            os._exit(1)  # the parent is gone
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)
+
+
+class Embedded(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    """Imports the host's modules from the texts that the binary sent."""
+
+    def __init__(self, modules):
+        self.packages = {name[:-1] for name, _ in modules if name.endswith(".")}
+        self.sources = {name.rstrip("."): source for name, source in modules}
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in self.sources:
+            return None
+        return importlib.util.spec_from_loader(
+            name, self, origin=f"<celeriac>/{name}", is_package=name in self.packages
+        )
+
+    def is_package(self, name):
+        return name in self.packages
+
+    def get_source(self, name):
+        return self.sources[name]
+
+    def get_code(self, name):
+        return compile(self.sources[name], f"<celeriac>/{name}", "exec")
+
+
+def begin():
+    control, zygote = int(sys.argv[1]), int(sys.argv[2])
+    text_length, _ = struct.unpack(">II", read_exactly(control, 8))
+    start = json.loads(read_exactly(control, text_length))
+    sys.meta_path.insert(0, Embedded(start.pop("modules")))
+    # `-c` puts the working directory first; the host does that when Celery itself is imported.
+    sys.path[:] = [entry for entry in sys.path if entry]
+    from celeriac.host.start import run
+
+    run(control, zygote, start)
+
+
+begin()
