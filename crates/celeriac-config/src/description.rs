@@ -21,6 +21,8 @@ pub struct Description {
     pub app: App,
     /// The worker's options, from the command line and the configuration.
     pub worker: WorkerOptions,
+    /// What makes a daemon of it.
+    pub daemon: DaemonSettings,
     /// Where its messages are.
     pub broker: BrokerSettings,
     /// Where its results go, without a password.
@@ -124,6 +126,19 @@ impl WorkerOptions {
             None => (self.concurrency, self.concurrency),
         }
     }
+}
+
+/// What a worker in the background needs, from the command line or the settings.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct DaemonSettings {
+    /// The file for its process id.
+    pub pidfile: Option<String>,
+    /// The user that the host became.
+    pub uid: Option<u32>,
+    /// The group that the host became.
+    pub gid: Option<u32>,
+    /// Mask for the permissions of new files.
+    pub umask: Option<u32>,
 }
 
 /// How to reach the broker.

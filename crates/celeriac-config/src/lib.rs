@@ -5,7 +5,6 @@
 //! plain struct, and read nothing else. Not for: command lines (`celeriac-cli`).
 
 pub mod description;
-pub mod nodename;
 pub mod task;
 
 pub use description::Description;

@@ -6,9 +6,11 @@
 pub mod backoff;
 pub mod broker;
 pub mod clock;
+pub mod journal;
 pub mod pool;
 pub mod queue;
 
 pub use broker::{Broker, Session};
 pub use clock::Clock;
+pub use journal::{Journal, Level, Record};
 pub use queue::Queue;

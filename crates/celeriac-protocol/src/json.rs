@@ -62,6 +62,16 @@ impl<'a> Object<'a> {
         }
     }
 
+    /// Adds a member behind all others.
+    pub fn push(&mut self, name: Cow<'a, str>, value: Cow<'a, str>) {
+        self.members.push((name, value));
+    }
+
+    /// The members in order, each with what it owns.
+    pub fn into_members(self) -> impl Iterator<Item = (Cow<'a, str>, Cow<'a, str>)> {
+        self.members.into_iter()
+    }
+
     /// Removes every member called `name`.
     pub fn remove(&mut self, name: &str) {
         self.members.retain(|(key, _)| key != name);

@@ -1,4 +1,4 @@
-# What the binary starts the interpreter with: `python -c <this> <control fd> <zygote fd>`.
+# What the interpreter runs first; the binary sends it through the control channel.
 # It takes the host's modules from the control channel, makes them importable and begins.
 import importlib.abc
 import importlib.util

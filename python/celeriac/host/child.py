@@ -79,6 +79,7 @@ def run(
     """Lives the life of a child; called in the forked process."""
     code = 1
     try:
+        processes.set_name("celeriac:child")
         processes.die_with_parent(zygote)
         # Programs that a task starts have no business with the channel.
         os.set_inheritable(channel, False)

@@ -14,6 +14,7 @@ from typing import Any
 
 from celeriac.host import worker as hosted
 from celeriac.host.errors import StartError
+from celeriac.host.options import umask
 
 #: Settings that the parent reads under their own names.
 SETTINGS = (
@@ -67,6 +68,7 @@ def describe(worker: Any) -> dict[str, Any]:
             "task_names": sorted(app.tasks),
         },
         "worker": _worker(worker),
+        "daemon": _daemon(worker),
         "broker": _broker(app, worker),
         "result_backend": app.backend.as_uri(),
         "accept_content": sorted(prepare_accept_content(conf.accept_content)),
@@ -118,6 +120,16 @@ def _worker(worker: Any) -> dict[str, Any]:
         "disable_rate_limits": bool(worker.disable_rate_limits),
         "task_events": bool(worker.task_events),
         "statedb": worker.statedb,
+    }
+
+
+def _daemon(worker: Any) -> dict[str, Any]:
+    options = worker.options
+    return {
+        "pidfile": worker.pidfile,
+        "uid": os.getuid() if options.get("uid") else None,
+        "gid": os.getgid() if options.get("uid") or options.get("gid") else None,
+        "umask": umask(options.get("umask")),
     }
 
 

@@ -162,6 +162,7 @@ class Main:
 
 def run(control: int, worker: Any) -> NoReturn:
     """Becomes main; called in the process that loaded the app, or in a later copy of it."""
+    processes.set_name("celeriac:main")
     processes.leave_signals_to_parent()
     channel = Channel(socket.socket(fileno=control), loads=kombu_json.loads)
     Main(channel, worker).run()

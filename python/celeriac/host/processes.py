@@ -10,11 +10,18 @@ from typing import Any
 
 #: From ``<linux/prctl.h>``.
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 
 #: What a terminal or a supervisor may send to all of a worker's processes at once. Only the Rust
 #: parent acts on them; it tells the others what to do.
 SUPERVISOR_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
+
+
+def set_name(name: str) -> None:
+    """Sets the name that ``top`` and ``ps -e`` show: at most 15 bytes."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    _prctl(_PR_SET_NAME, ctypes.addressof(buffer))
 
 
 def become_subreaper() -> None:
@@ -59,6 +66,15 @@ def flush_standard_streams() -> None:
                 stream.flush()
         except (OSError, ValueError):
             pass
+
+
+def leave_terminal() -> None:
+    """Gives up the standard streams, as a daemon does once its start is done."""
+    flush_standard_streams()
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
 
 
 def _do_nothing(*_: Any) -> None:

@@ -28,6 +28,8 @@ def run(control: int, zygote: int, start: dict[str, Any]) -> NoReturn:
 
         channel.write({"ready": describe(worker)})
         channel.read()
+        if start["detaches"]:
+            processes.leave_terminal()
     except StartError as exc:
         _refuse(channel, exc)
     except Closed:
@@ -45,9 +47,7 @@ def run(control: int, zygote: int, start: dict[str, Any]) -> NoReturn:
     if start["only_zygote"]:
         channel.close()
         _become_zygote(parent, worker)
-    if os.fork() == 0:
-        channel.close()
-        _become_zygote(parent, worker)
+    _fork_zygote(channel, parent, worker)
     parent.close()
     from celeriac.host import main
 
@@ -84,6 +84,18 @@ def load(start: dict[str, Any]) -> Any:
 
 def _is_import(exc: BaseException) -> bool:
     return isinstance(exc, (ImportError, SyntaxError))
+
+
+def _fork_zygote(channel: Channel, parent: socket.socket, worker: Any) -> None:
+    """Forks the zygote so that the Rust parent, a subreaper, is its parent as well: should main
+    die, or look after children of its own, the zygote is none of its business."""
+    first = os.fork()
+    if first == 0:
+        if os.fork():
+            os._exit(0)
+        channel.close()
+        _become_zygote(parent, worker)
+    os.waitpid(first, 0)
 
 
 def _become_zygote(parent: socket.socket, worker: Any) -> NoReturn:

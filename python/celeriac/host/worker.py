@@ -216,13 +216,25 @@ def create_worker(app: Any, options: dict[str, Any]) -> Any:
     """Builds the worker as ``celery worker`` does; sends ``celeryd_init`` and ``worker_init``."""
     from celery.exceptions import ImproperlyConfigured, SecurityError
 
-    from celeriac.host.options import worker_arguments
+    from celeriac.host import options as command_line
 
-    arguments = worker_arguments(app, options)
+    arguments = command_line.worker_arguments(app, options)
+    command_line.drop_privileges(arguments)
+    mask = command_line.umask(arguments["umask"])
+    if mask is not None:
+        os.umask(mask)
     try:
         return hosted_worker_class(app)(app=app, **arguments)
     except (ImproperlyConfigured, SecurityError) as exc:
         raise StartError(str(exc)) from exc
+    except OSError as exc:
+        logfile = arguments["logfile"]
+        if logfile is None or exc.filename is None:
+            raise
+        raise StartError(
+            f"The log file {exc.filename!r} can't be opened: {exc.strerror}",
+            hint="check that its folder exists and may be written to (--logfile)",
+        ) from exc
 
 
 def refuse_replaced_classes(worker: Any) -> None:
@@ -264,7 +276,8 @@ def formats_records_itself(worker: Any) -> bool:
         return True
     for name in ("celery", "celery.worker", "celery.worker.strategy", "celery.apps.worker"):
         changed = logging.getLogger(name)
-        if changed.handlers or changed.filters or not changed.propagate:
+        handlers = [h for h in changed.handlers if not isinstance(h, logging.NullHandler)]
+        if handlers or changed.filters or not changed.propagate:
             return True
     root = logging.getLogger()
     if len(root.handlers) != 1 or root.filters:

@@ -43,6 +43,7 @@ class Zygote:
 
     def run(self) -> NoReturn:
         """Serves the parent until it is gone, then ends every child with its process group."""
+        processes.set_name("celeriac:zygote")
         processes.become_subreaper()
         processes.outlive_parent()
         signal.signal(signal.SIGCHLD, _interrupt)

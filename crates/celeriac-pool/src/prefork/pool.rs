@@ -115,7 +115,6 @@ impl PreforkPool {
         zygote: Zygote,
         clock: Arc<dyn Clock>,
     ) -> io::Result<(Self, MainForks)> {
-        process::become_subreaper()?;
         let (to_messages, messages) = mpsc::channel(QUEUED_MESSAGES);
         let (ask_main, main_forks) = mpsc::channel(1);
         let mut memory = interval(MEMORY_INTERVAL);

@@ -11,10 +11,12 @@ use bytes::Bytes;
 use celeriac_config::Description;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 
 use super::frame::Frame;
 use super::shim;
+use crate::sys::process;
 use crate::sys::seqpacket::{self, SeqPacket};
 
 /// What the host is to load, and how.
@@ -32,6 +34,8 @@ pub struct StartOptions {
     pub options: Map<String, Value>,
     /// Whether log records are to be JSON.
     pub json_logs: bool,
+    /// Whether to leave the terminal alone once the start is done.
+    pub detaches: bool,
 }
 
 /// Why a host did not start.
@@ -102,6 +106,8 @@ impl Host {
             python: options.python.clone(),
             error,
         };
+        // The zygote is a grandchild that comes to this process.
+        process::become_subreaper().map_err(spawn_error)?;
         let (control, host_control) = seqpacket::stream_pair().map_err(spawn_error)?;
         let (zygote, host_zygote) = seqpacket::pair().map_err(spawn_error)?;
         let pid = spawn(options, &host_control, &host_zygote).map_err(spawn_error)?;
@@ -116,8 +122,14 @@ impl Host {
             "options": options.options,
             "log_format": if options.json_logs { "json" } else { "celery" },
             "only_zygote": becomes == Becomes::Zygote,
+            "detaches": options.detaches,
         });
-        let started = Frame::text(start.to_string()).write(&mut control).await;
+        let started = async {
+            control.write_all(shim::BOOTSTRAP.as_bytes()).await?;
+            control.write_all(&[0]).await?;
+            Frame::text(start.to_string()).write(&mut control).await
+        };
+        let started = started.await;
         // A host that is gone already has said why, perhaps.
         let answer = match Frame::read(&mut control).await {
             Ok(Some(frame)) => frame.text,
@@ -180,10 +192,12 @@ fn spawn(options: &StartOptions, control: &OwnedFd, zygote: &OwnedFd) -> io::Res
     command
         .args([
             "-c",
-            shim::BOOTSTRAP,
+            shim::LOADER,
             &control.to_string(),
             &zygote.to_string(),
+            "celeriac",
         ])
+        .args(options.argv.iter().skip(1))
         .envs(
             options
                 .environment

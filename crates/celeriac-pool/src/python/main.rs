@@ -17,6 +17,8 @@ use super::frame::Frame;
 
 /// Calls that wait to be written. The worker stops fetching long before so many wait.
 const QUEUED_CALLS: usize = 8192;
+/// The call that ends main.
+const LEAVE: &str = "leave";
 /// How often a call is made that main did not survive.
 const ATTEMPTS: u8 = 2;
 
@@ -122,19 +124,25 @@ impl Main {
         )
     }
 
-    /// Makes a call after those made before, and waits for its answer.
+    /// Makes a call after those made before. It is made at once; the future waits for the answer.
     ///
     /// # Errors
     /// See [`CallError`].
-    pub async fn call(&self, call: Call) -> Answer {
+    pub fn call(&self, call: Call) -> impl Future<Output = Answer> + Send + use<> {
         let (answer, result) = oneshot::channel();
         self.queue(call, Some(answer));
-        result.await.unwrap_or(Err(CallError::Gone))
+        async { result.await.unwrap_or(Err(CallError::Gone)) }
     }
 
     /// Makes a call whose answer nobody needs, after those made before.
     pub fn tell(&self, call: Call) {
         self.queue(call, None);
+    }
+
+    /// Has main leave, after all calls made before: the app's exit handlers run. Calls made later
+    /// are not made.
+    pub fn leave(&self) {
+        self.queue(Call::new(LEAVE), None);
     }
 
     fn queue(&self, call: Call, answer: Option<oneshot::Sender<Answer>>) {
@@ -166,7 +174,7 @@ impl std::fmt::Debug for Queued {
 }
 
 impl Service {
-    /// Serves until every handle is gone; `reconnect` makes a new main when one dies.
+    /// Serves until main has left, see [`Main::leave`]; `reconnect` makes a new main when one dies.
     ///
     /// Calls that a main did not answer before it died are made again by the next one, once.
     pub async fn run<F, R>(mut self, mut reconnect: F)
@@ -216,13 +224,15 @@ impl Service {
                 }
             }
         });
-        let mut handles_are_gone = false;
+        let mut leaves = false;
         let served = loop {
             let queued = if let Some(queued) = again.pop_front() {
                 queued
-            } else if handles_are_gone && self.pending.is_empty() {
-                drop(Frame::text(r#"{"call": "leave"}"#).write(&mut writer).await);
+            } else if leaves && self.pending.is_empty() {
+                drop(Call::new(LEAVE).frame(None).write(&mut writer).await);
                 drop(writer.shutdown().await);
+                // The end of its side is the end of the process.
+                while answered.recv().await.is_some() {}
                 break Served::All;
             } else {
                 tokio::select! {
@@ -234,13 +244,14 @@ impl Service {
                         }
                         None => break Served::Died,
                     },
-                    queued = self.queue.recv(), if !handles_are_gone => {
-                        let Some(queued) = queued else {
-                            handles_are_gone = true;
+                    queued = self.queue.recv(), if !leaves => match queued {
+                        Some(queued) if queued.call.name != LEAVE => queued,
+                        _ => {
+                            leaves = true;
+                            self.queue.close();
                             continue;
-                        };
-                        queued
-                    }
+                        }
+                    },
                 }
             };
             *number += 1;
@@ -297,7 +308,7 @@ impl Service {
 /// How serving one connection ended.
 #[derive(Debug, PartialEq, Eq)]
 enum Served {
-    /// Nobody can make a call any more, and all are answered.
+    /// All calls are answered, and main has left.
     All,
     /// Main is gone.
     Died,

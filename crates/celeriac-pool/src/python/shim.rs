@@ -2,7 +2,12 @@
 
 use serde_json::json;
 
-/// What the interpreter is started with: it reads the modules below and begins.
+/// What the interpreter is started with: it reads the bootstrap from the control channel. It is
+/// short because `ps` shows it.
+pub(super) const LOADER: &str = "import os, sys; \
+     exec(b''.join(iter(lambda: os.read(int(sys.argv[1]), 1), b'\\0')))";
+
+/// What it reads first, up to a NUL: this reads the modules below and begins.
 pub(super) const BOOTSTRAP: &str = include_str!("../../../../python/celeriac/host/bootstrap.py");
 
 macro_rules! modules {

@@ -1,0 +1,201 @@
+//! Options of the commands that talk to the broker and the result backend.
+//!
+//! They are Celery's own; it is told of them in the app's interpreter.
+
+use clap::{Args, Subcommand};
+
+/// What to call, and how.
+#[derive(Debug, Args)]
+pub(crate) struct CallArguments {
+    /// The task's name.
+    name: String,
+    /// Positional arguments, as a JSON array.
+    #[arg(short, long, value_name = "JSON", allow_hyphen_values = true)]
+    args: Option<String>,
+    /// Keyword arguments, as a JSON object.
+    #[arg(short, long, value_name = "JSON", allow_hyphen_values = true)]
+    kwargs: Option<String>,
+    /// Not before this moment.
+    #[arg(long, value_name = "ISO 8601")]
+    eta: Option<String>,
+    /// Not before so many seconds from now.
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    countdown: Option<String>,
+    /// Not after this moment, or so many seconds from now.
+    #[arg(long, value_name = "ISO 8601 OR SECONDS", allow_hyphen_values = true)]
+    expires: Option<String>,
+    /// The serializer of the message.
+    #[arg(long, value_name = "NAME")]
+    serializer: Option<String>,
+    /// The queue.
+    #[arg(long, value_name = "NAME")]
+    queue: Option<String>,
+    /// The exchange.
+    #[arg(long, value_name = "NAME")]
+    exchange: Option<String>,
+    /// The routing key.
+    #[arg(long, value_name = "KEY")]
+    routing_key: Option<String>,
+}
+
+/// Whose result.
+#[derive(Debug, Args)]
+pub(crate) struct ResultArguments {
+    /// The task's id.
+    task_id: String,
+    /// The task's name, where it has a backend of its own.
+    #[arg(short, long, value_name = "NAME")]
+    task: Option<String>,
+    /// Show the traceback instead.
+    #[arg(long)]
+    traceback: bool,
+}
+
+/// Which queues.
+#[derive(Debug, Args)]
+pub(crate) struct PurgeArguments {
+    /// Don't ask.
+    #[arg(short, long)]
+    force: bool,
+    /// These queues, with commas between [default: all that the app knows]
+    #[arg(short = 'Q', long, value_name = "NAMES")]
+    queues: Option<String>,
+    /// All but these queues.
+    #[arg(short = 'X', long, value_name = "NAMES")]
+    exclude_queues: Option<String>,
+}
+
+/// What to list.
+#[derive(Debug, Args)]
+pub(crate) struct ListArguments {
+    #[command(subcommand)]
+    command: ListCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ListCommand {
+    /// Bindings of exchanges to queues.
+    Bindings,
+}
+
+/// A command as `celery` has it.
+pub(crate) trait CeleryCommand {
+    /// Its words: the name and the options.
+    fn words(&self) -> Vec<String>;
+}
+
+fn options<'o>(
+    words: &mut Vec<String>,
+    given: impl IntoIterator<Item = (&'o str, &'o Option<String>)>,
+) {
+    for (name, value) in given {
+        words.extend(value.as_ref().map(|value| format!("--{name}={value}")));
+    }
+}
+
+impl CeleryCommand for CallArguments {
+    fn words(&self) -> Vec<String> {
+        let mut words = vec!["call".to_owned()];
+        options(
+            &mut words,
+            [
+                ("args", &self.args),
+                ("kwargs", &self.kwargs),
+                ("eta", &self.eta),
+                ("countdown", &self.countdown),
+                ("expires", &self.expires),
+                ("serializer", &self.serializer),
+                ("queue", &self.queue),
+                ("exchange", &self.exchange),
+                ("routing-key", &self.routing_key),
+            ],
+        );
+        words.extend(["--".to_owned(), self.name.clone()]);
+        words
+    }
+}
+
+impl CeleryCommand for ResultArguments {
+    fn words(&self) -> Vec<String> {
+        let mut words = vec!["result".to_owned()];
+        options(&mut words, [("task", &self.task)]);
+        if self.traceback {
+            words.push("--traceback".to_owned());
+        }
+        words.extend(["--".to_owned(), self.task_id.clone()]);
+        words
+    }
+}
+
+impl CeleryCommand for PurgeArguments {
+    fn words(&self) -> Vec<String> {
+        let mut words = vec!["purge".to_owned()];
+        if self.force {
+            words.push("--force".to_owned());
+        }
+        let queues = [
+            ("queues", &self.queues),
+            ("exclude-queues", &self.exclude_queues),
+        ];
+        options(&mut words, queues);
+        words
+    }
+}
+
+impl CeleryCommand for ListArguments {
+    fn words(&self) -> Vec<String> {
+        match self.command {
+            ListCommand::Bindings => vec!["list".to_owned(), "bindings".to_owned()],
+        }
+    }
+}
+
+/// `report`, which has no options.
+pub(crate) struct Report;
+
+impl CeleryCommand for Report {
+    fn words(&self) -> Vec<String> {
+        vec!["report".to_owned()]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::arguments::{Arguments, Command};
+
+    #[test]
+    fn celery_is_told_what_was_asked() {
+        let words = |line: &[&str]| {
+            let line = ["celeriac"].iter().chain(line);
+            match Arguments::try_parse_from(line).unwrap().command {
+                Command::Call(call) => call.words(),
+                Command::Result(result) => result.words(),
+                Command::Purge(purge) => purge.words(),
+                Command::List(list) => list.words(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(
+            words(&["call", "proj.add", "-a", "[-1, 2]", "--countdown", "-1.5"]),
+            [
+                "call",
+                "--args=[-1, 2]",
+                "--countdown=-1.5",
+                "--",
+                "proj.add"
+            ]
+        );
+        assert_eq!(
+            words(&["result", "-t", "n", "an-id"]),
+            ["result", "--task=n", "--", "an-id"]
+        );
+        assert_eq!(
+            words(&["purge", "-fQ", "a,b"]),
+            ["purge", "--force", "--queues=a,b"]
+        );
+        assert_eq!(words(&["list", "bindings"]), ["list", "bindings"]);
+    }
+}

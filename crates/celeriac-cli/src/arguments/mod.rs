@@ -1,0 +1,269 @@
+//! The command line: Celery's, with the global options before the command or after it.
+
+pub(crate) mod client;
+pub(crate) mod worker;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, Parser, Subcommand};
+
+/// Runs your Celery app on a worker written in Rust.
+#[derive(Debug, Parser)]
+#[command(
+    name = "celeriac",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a worker.
+    Worker(Box<worker::WorkerArguments>),
+    /// Call a task by name.
+    Call(client::CallArguments),
+    /// Show the result of a task.
+    Result(client::ResultArguments),
+    /// Delete all messages that wait in queues. There is no undo.
+    Purge(client::PurgeArguments),
+    /// Show what the broker has (bindings: only brokers with exchanges).
+    List(client::ListArguments),
+    /// Show what belongs in a bug report.
+    Report,
+    /// Write a completion script for your shell to standard output.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global Options")]
+pub(crate) struct Global {
+    /// The Celery app: a module, or module:attribute.  [env: CELERY_APP, APP]
+    #[arg(short = 'A', long, global = true, value_name = "APPLICATION")]
+    app: Option<String>,
+    /// URL of the broker, before the app's own.  [env: CELERY_BROKER, BROKER_URL]
+    #[arg(short, long, global = true, value_name = "URL")]
+    broker: Option<String>,
+    /// URL of the result backend, before the app's own.  [env: CELERY_RESULT_BACKEND,
+    /// RESULT_BACKEND]
+    #[arg(long, global = true, value_name = "URL")]
+    result_backend: Option<String>,
+    /// The app's loader.  [env: CELERY_LOADER, LOADER]
+    #[arg(long, global = true)]
+    loader: Option<String>,
+    /// The module with the app's settings.  [env: CELERY_CONFIG, CONFIG_MODULE]
+    #[arg(long, global = true, value_name = "MODULE")]
+    config: Option<String>,
+    /// Change to this folder first.
+    #[arg(long, global = true, env = "CELERY_WORKDIR", value_name = "FOLDER")]
+    pub(crate) workdir: Option<PathBuf>,
+    /// No colours.  [env: CELERY_NO_COLOR, NO_COLOR]
+    #[arg(short = 'C', long, global = true)]
+    no_color: bool,
+    /// Say less: no banner.
+    #[arg(short, long, global = true, env = "CELERY_QUIET", value_parser = truth())]
+    pub(crate) quiet: bool,
+    /// Leave out Django's system checks.  [env: CELERY_SKIP_CHECKS, SKIP_CHECKS]
+    #[arg(long, global = true)]
+    skip_checks: bool,
+    /// The Python interpreter that has the app's packages [default: that of the active virtual
+    /// environment, then python3]
+    #[arg(long, global = true, env = "CELERIAC_PYTHON", value_name = "PROGRAM")]
+    pub(crate) python: Option<PathBuf>,
+    /// This process was started by another one for `--detach`; its standard input takes the news.
+    #[arg(long, global = true, hide = true)]
+    pub(crate) detached: bool,
+}
+
+/// Reads the command line.
+///
+/// An app may add options to `worker` (`app.user_options`), which only the app knows: words that
+/// nobody here knows are given back, for the app to read or to refuse.
+///
+/// # Errors
+/// What clap says: also for help and versions.
+pub(crate) fn parse(
+    words: impl Iterator<Item = OsString>,
+) -> Result<(Arguments, Vec<String>), clap::Error> {
+    let mut words: Vec<OsString> = words.collect();
+    let mut unknown = Vec::new();
+    let mut first = None;
+    loop {
+        let error = match Arguments::try_parse_from(&words) {
+            Ok(arguments) => match (&arguments.command, first) {
+                (Command::Worker(_), _) | (_, None) => return Ok((arguments, unknown)),
+                (_, Some(error)) => return Err(error),
+            },
+            Err(error) => error,
+        };
+        match position_of_unknown(&words, &error) {
+            Some(at) => {
+                unknown.push(words.remove(at).to_string_lossy().into_owned());
+                first.get_or_insert(error);
+            }
+            None => return Err(first.unwrap_or(error)),
+        }
+    }
+}
+
+/// Where the word stands that an error calls unknown.
+fn position_of_unknown(words: &[OsString], error: &clap::Error) -> Option<usize> {
+    let Some(ContextValue::String(named)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    if error.kind() != ErrorKind::UnknownArgument {
+        return None;
+    }
+    let is_it = |word: &&OsString| {
+        word.to_str().is_some_and(|word| {
+            word == named
+                || word
+                    .strip_prefix(&**named)
+                    .is_some_and(|rest| rest.starts_with('='))
+        })
+    };
+    let end = words
+        .iter()
+        .position(|word| word == "--")
+        .unwrap_or(words.len());
+    words[..end].iter().position(|word| is_it(&word))
+}
+
+/// How Click reads flags in environment variables.
+pub(crate) fn truth() -> clap::builder::FalseyValueParser {
+    clap::builder::FalseyValueParser::new()
+}
+
+/// The first of these environment variables that says something.
+fn variable(names: [&str; 2]) -> Option<String> {
+    names
+        .iter()
+        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+}
+
+impl Global {
+    /// The app as `-A` names it.
+    pub(crate) fn app(&self) -> Option<String> {
+        self.app.clone().or_else(|| variable(["APP", "CELERY_APP"]))
+    }
+
+    /// Whether to do without colours; `None` where nobody said.
+    pub(crate) fn no_color(&self) -> Option<bool> {
+        (self.no_color || variable(["NO_COLOR", "CELERY_NO_COLOR"]).is_some()).then_some(true)
+    }
+
+    /// What `celery` puts into the environment for these options, for the app to find.
+    pub(crate) fn environment(&self) -> Vec<(String, OsString)> {
+        let given = |value: &Option<String>, names| value.clone().or_else(|| variable(names));
+        let skip_checks =
+            self.skip_checks || variable(["SKIP_CHECKS", "CELERY_SKIP_CHECKS"]).is_some();
+        [
+            (
+                "CELERY_LOADER",
+                given(&self.loader, ["LOADER", "CELERY_LOADER"]),
+            ),
+            (
+                "CELERY_BROKER_URL",
+                given(&self.broker, ["BROKER_URL", "CELERY_BROKER"]),
+            ),
+            (
+                "CELERY_RESULT_BACKEND",
+                given(
+                    &self.result_backend,
+                    ["RESULT_BACKEND", "CELERY_RESULT_BACKEND"],
+                ),
+            ),
+            (
+                "CELERY_CONFIG_MODULE",
+                given(&self.config, ["CONFIG_MODULE", "CELERY_CONFIG"]),
+            ),
+            ("CELERY_SKIP_CHECKS", skip_checks.then(|| "true".to_owned())),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?.into())))
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_stand_before_the_command_or_after_it() {
+        for line in [
+            &["celeriac", "-A", "proj", "worker", "-c", "2"][..],
+            &["celeriac", "worker", "-A", "proj", "-c", "2"],
+            &["celeriac", "worker", "-c2", "--app=proj"],
+        ] {
+            let arguments = Arguments::try_parse_from(line).unwrap();
+            assert_eq!(arguments.global.app().as_deref(), Some("proj"), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn words_that_only_the_app_knows_are_given_back() {
+        let parsed = |line: &str| {
+            let words = line.split_whitespace().map(OsString::from);
+            parse(words)
+                .map(|(_, unknown)| unknown)
+                .map_err(|error| error.kind())
+        };
+        assert_eq!(parsed("celeriac worker -c 2"), Ok(vec![]));
+        assert_eq!(
+            parsed("celeriac -A p worker --tenant acme -c 2 --fast --depth=3 -- a.b=--c"),
+            Ok(["--tenant", "acme", "--fast", "--depth=3"]
+                .map(str::to_owned)
+                .to_vec())
+        );
+        assert_eq!(
+            parsed("celeriac purge --tenant"),
+            Err(ErrorKind::UnknownArgument)
+        );
+        assert_eq!(parsed("celeriac worker -c"), Err(ErrorKind::InvalidValue));
+        assert_eq!(parsed("celeriac wroker"), Err(ErrorKind::InvalidSubcommand));
+    }
+
+    #[test]
+    fn options_reach_the_app_through_its_environment() {
+        let line = [
+            "celeriac",
+            "-b",
+            "redis://",
+            "--skip-checks",
+            "report",
+            "--config=conf",
+        ];
+        let arguments = Arguments::try_parse_from(line).unwrap();
+        let environment = arguments.global.environment();
+        let value = |name| {
+            environment
+                .iter()
+                .find(|(n, _)| n == name)
+                .map(|(_, v)| v.to_str())
+        };
+        assert_eq!(value("CELERY_BROKER_URL"), Some(Some("redis://")));
+        assert_eq!(value("CELERY_CONFIG_MODULE"), Some(Some("conf")));
+        assert_eq!(value("CELERY_SKIP_CHECKS"), Some(Some("true")));
+        assert_eq!(value("CELERY_LOADER"), None);
+    }
+}

@@ -1,0 +1,36 @@
+//! Commands that Celery itself carries out, in the app's interpreter.
+
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use crate::arguments::Global;
+use crate::arguments::client::CeleryCommand;
+use crate::failure::Failure;
+use crate::interpreter::interpreter;
+
+/// Becomes `celery` with the given words; returns only what went wrong.
+pub(crate) fn become_celery(global: &Global, command: &dyn CeleryCommand) -> Failure {
+    let python = match interpreter(global.python.as_deref()) {
+        Ok(python) => python,
+        Err(failure) => return failure,
+    };
+    let mut celery = Command::new(&python);
+    celery.args(["-m", "celery"]);
+    if let Some(app) = global.app() {
+        celery.args(["-A", &app]);
+    }
+    if let Some(workdir) = &global.workdir {
+        celery.arg("--workdir").arg(workdir);
+    }
+    if global.no_color() == Some(true) {
+        celery.arg("--no-color");
+    }
+    if global.quiet {
+        celery.arg("--quiet");
+    }
+    let error = celery
+        .args(command.words())
+        .envs(global.environment())
+        .exec();
+    Failure::new(format!("{} can't be run: {error}", python.display()))
+}

@@ -1,0 +1,44 @@
+//! celeriac: runs your Celery app on a worker written in Rust.
+
+mod arguments;
+mod celery;
+mod console;
+mod failure;
+mod interpreter;
+mod journal;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::CommandFactory as _;
+
+use arguments::client::Report;
+use arguments::{Arguments, Command};
+fn main() -> ExitCode {
+    let (arguments, user_words) = match arguments::parse(std::env::args_os()) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            // Help and versions are no errors: clap knows where each belongs.
+            drop(error.print());
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let global = &arguments.global;
+    let failure = match &arguments.command {
+        Command::Worker(options) => match worker::run(global, options, &user_words) {
+            Ok(status) => return status,
+            Err(failure) => failure,
+        },
+        Command::Call(call) => celery::become_celery(global, call),
+        Command::Result(result) => celery::become_celery(global, result),
+        Command::Purge(purge) => celery::become_celery(global, purge),
+        Command::List(list) => celery::become_celery(global, list),
+        Command::Report => celery::become_celery(global, &Report),
+        Command::Completions { shell } => {
+            let mut command = Arguments::command();
+            clap_complete::generate(*shell, &mut command, "celeriac", &mut std::io::stdout());
+            return ExitCode::SUCCESS;
+        }
+    };
+    failure.report()
+}

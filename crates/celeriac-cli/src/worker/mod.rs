@@ -1,0 +1,248 @@
+//! `celeriac worker`: puts the parts of a worker together, and runs it.
+
+mod banner;
+mod detach;
+mod hooks;
+mod pidfile;
+mod privileges;
+mod settings;
+mod signals;
+
+use std::io::IsTerminal as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::time::Duration;
+
+use celeriac_config::Description;
+use celeriac_core::clock::{Clock, SystemClock};
+use celeriac_core::journal::{Journal, Level, Record};
+use celeriac_pool::prefork::{PreforkOptions, PreforkPool};
+use celeriac_pool::python::host::Becomes;
+use celeriac_pool::python::zygote::Zygote;
+use celeriac_pool::python::{Host, Main, StartOptions};
+use celeriac_worker::Worker;
+use celeriac_worker::worker::{End, Parts};
+
+use crate::arguments::Global;
+use crate::arguments::worker::{LogFormat, WorkerArguments};
+use crate::console;
+use crate::failure::Failure;
+use crate::interpreter::interpreter;
+use crate::journal;
+use pidfile::{Pidfile, Refused};
+use settings::Environment;
+
+/// What `celery` exits with when the pidfile is taken (`EX_CANTCREAT`).
+const EX_CANTCREAT: u8 = 73;
+/// How long the app's exit handlers may take at the end.
+const EXIT_HANDLERS: Duration = Duration::from_secs(10);
+
+/// Runs a worker to its end.
+pub(crate) fn run(
+    global: &Global,
+    arguments: &WorkerArguments,
+    user_words: &[String],
+) -> Result<ExitCode, Failure> {
+    if arguments.detach && !global.detached {
+        return detach::start_in_background()
+            .map_err(|error| Failure::new(format!("The worker can't be started: {error}")));
+    }
+    if global.detached {
+        detach::leave_session();
+    }
+    if let Some(folder) = &global.workdir {
+        std::env::set_current_dir(folder).map_err(|error| {
+            Failure::new(format!("--workdir {}: {error}", folder.display()))
+                .with_hint("name a folder that exists")
+        })?;
+    }
+    let python = interpreter(global.python.as_deref().or(arguments.executable.as_deref()))?;
+    let mut options = arguments.options(user_words);
+    options.insert("no_color".to_owned(), global.no_color().into());
+    options.insert("quiet".to_owned(), global.quiet.into());
+    let start = StartOptions {
+        python,
+        app: global.app(),
+        argv: argv(),
+        environment: global.environment(),
+        options,
+        json_logs: arguments.log_format == LogFormat::Json,
+        detaches: global.detached,
+    };
+    celeriac_net::install_tls_provider();
+    // One thread: what children say and what their ends say must be read in one place.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(format!("The worker can't start: {error}")))?;
+    let end = runtime.block_on(start_and_run(global, arguments, start))?;
+    drop(runtime);
+    if end.restarts {
+        return Err(restart());
+    }
+    Ok(ExitCode::from(u8::try_from(end.status).unwrap_or(1)))
+}
+
+/// What the app finds in `sys.argv`: the command line, as `celery` would have it.
+fn argv() -> Vec<String> {
+    let words = std::env::args_os()
+        .skip(1)
+        .map(|word| word.to_string_lossy().into_owned());
+    let own = words.filter(|word| word != "--detached");
+    std::iter::once("celery".to_owned()).chain(own).collect()
+}
+
+async fn start_and_run(
+    global: &Global,
+    arguments: &WorkerArguments,
+    start: StartOptions,
+) -> Result<End, Failure> {
+    let (description, host) = Host::start(&start, Becomes::MainAndZygote).await?;
+    let unusable = |unusable: settings::Unusable| {
+        let failure = Failure::new(unusable.message);
+        match unusable.hint {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
+    };
+    let consumer = settings::consumer(&description, arguments.purge).map_err(unusable)?;
+    let outlive = consumer
+        .brokers
+        .iter()
+        .all(|broker| broker.capabilities().tags_outlive_connections);
+    let environment = Environment::read();
+    let options = settings::worker(&description, &environment, outlive).map_err(unusable)?;
+    let daemon = &description.daemon;
+    privileges::become_user(daemon.uid, daemon.gid).map_err(|error| {
+        Failure::new(format!("The user can't be changed: {error}"))
+            .with_hint("start as root to use --uid and --gid")
+    })?;
+    if let Some(mask) = daemon.umask {
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
+    }
+    let pidfile = daemon
+        .pidfile
+        .as_deref()
+        .map(|path| lock(Path::new(path)))
+        .transpose()?;
+    let failed = |error: std::io::Error| Failure::new(format!("The worker can't start: {error}"));
+    let has_terminal = std::io::stdout().is_terminal();
+    let orders = signals::watch(has_terminal).map_err(failed)?;
+
+    let host_pid = host.pid();
+    let (control, zygote) = host.split().await?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let (main, service) = Main::new(control);
+    let journal = journal::open(
+        &description.logging,
+        arguments.log_format,
+        Arc::clone(&clock),
+        &main,
+    )
+    .map_err(|error| {
+        let file = description
+            .logging
+            .file
+            .as_deref()
+            .unwrap_or("standard error");
+        Failure::new(format!("The log file {file} can't be opened: {error}"))
+    })?;
+    if !global.quiet {
+        console::print(&banner::banner(&description, clock.now()));
+    }
+    if global.detached {
+        detach::started().map_err(failed)?;
+    }
+    write_notices(&description, arguments, &*journal);
+    let size = description.worker.pool_size().0;
+    let pool_options = PreforkOptions {
+        size,
+        limits: settings::pool(&description),
+        start,
+    };
+    let (pool, main_forks) =
+        PreforkPool::new(pool_options, Zygote::new(zygote), Arc::clone(&clock)).map_err(failed)?;
+    let serving = tokio::spawn(service.run(move || {
+        let main_forks = main_forks.clone();
+        async move { main_forks.fork().await }
+    }));
+    let end = Worker::run(Parts {
+        options,
+        consumer,
+        pool: Box::new(pool),
+        hooks: Arc::new(hooks::MainHooks(main.clone())),
+        journal,
+        clock,
+        orders,
+        console: Box::new(console::print),
+        revoked: description.revoked.clone(),
+        keeps_state: description.worker.statedb.is_some(),
+        has_worker_steps: description.has_worker_steps,
+        has_consumer_steps: description.has_consumer_steps,
+    })
+    .await;
+    if !end.at_once {
+        main.leave();
+        if tokio::time::timeout(EXIT_HANDLERS, serving).await.is_err() {
+            console::error(&format!(
+                "The app's exit handlers take too long: process {host_pid} is killed.\n"
+            ));
+        }
+    }
+    drop(pidfile);
+    Ok(end)
+}
+
+fn lock(path: &Path) -> Result<Pidfile, Failure> {
+    let report = |text: &str| console::error(&format!("{text}\n"));
+    Pidfile::create(path, report).map_err(|refused| match refused {
+        Refused::Running { pid } => Failure::new(format!(
+            "Pidfile ({}) already exists.\nSeems we're already running? (pid: {pid})",
+            path.display()
+        ))
+        .with_status(EX_CANTCREAT),
+        Refused::Unwritable(error) => Failure::new(format!(
+            "The pidfile {} can't be written: {error}",
+            path.display()
+        ))
+        .with_hint("check that its folder exists and may be written to (--pidfile)"),
+    })
+}
+
+/// Says what the operator should know about the app and the options.
+fn write_notices(description: &Description, arguments: &WorkerArguments, journal: &dyn Journal) {
+    let threads = description.threads.iter().map(|thread| {
+        format!(
+            "The app started the thread {thread:?} while it was loaded. It lives on in the main \
+             process; the processes that run tasks do not have it."
+        )
+    });
+    let events = description.worker.task_events.then(|| {
+        "Task events are on (-E, worker_send_task_events), but this version of celeriac sends none."
+            .to_owned()
+    });
+    let all = description
+        .warnings
+        .iter()
+        .cloned()
+        .chain(threads)
+        .chain(events);
+    for notice in all.chain(arguments.notices()) {
+        journal.write(Record::new(Level::Warning, "celery.worker", notice));
+    }
+}
+
+/// Begins anew, as the same process; returns only what went wrong.
+fn restart() -> Failure {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let shown: Vec<_> = arguments
+        .iter()
+        .map(|word| word.to_string_lossy())
+        .collect();
+    console::print(&format!("Restarting celery worker ({})\n", shown.join(" ")));
+    let program = std::env::current_exe().unwrap_or_else(|_| "celeriac".into());
+    let error = Command::new(program).args(arguments).exec();
+    Failure::new(format!("The worker can't be started again: {error}"))
+}

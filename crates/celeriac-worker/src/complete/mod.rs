@@ -1,0 +1,3 @@
+//! Completion: what the end of a task means for its message and for the app.
+
+pub mod disposition;

@@ -1,0 +1,442 @@
+//! What the pool tells, and what the end of a task leads to.
+
+use std::sync::Arc;
+
+use celeriac_core::broker::Fate;
+use celeriac_core::clock::Now;
+use celeriac_core::pool::{ExitStatus, LossCause, Outcome, PoolEvent, RequestKey};
+use serde_json::{Map, Value, json};
+
+use super::{Continuation, Core, Effect};
+use crate::complete::disposition::{self, Hook};
+use crate::happening::Happening;
+use crate::hooks::HookCall;
+use crate::receive::decode::{self, Received};
+use crate::request::{Request, Stage};
+use crate::shutdown::Phase;
+
+/// How the process of a task ended.
+#[derive(Debug, Clone)]
+pub(super) struct Loss {
+    reason: String,
+    pid: u32,
+    time_start: f64,
+    retries_are_spent: bool,
+}
+
+impl Core {
+    /// The pool tells.
+    pub fn pool_told(&mut self, events: Vec<PoolEvent>, free: usize, now: Now) {
+        for event in events {
+            match event {
+                PoolEvent::Started { key, pid } => self.started(key, pid, now),
+                PoolEvent::Finished { key, outcome } => self.finished(key, outcome),
+                PoolEvent::SoftTimeLimit { key } => self.soft_limit(key),
+                PoolEvent::HardTimeLimit { key, pid } => self.hard_limit(key, pid),
+                PoolEvent::Lost { key, pid, cause } => self.lost(key, pid, cause),
+                PoolEvent::Returned { key } => self.returned(key, now),
+                PoolEvent::Died { name, pid, status } => {
+                    self.tell(&Happening::ProcessDied {
+                        name: &name,
+                        pid,
+                        status,
+                    });
+                }
+                PoolEvent::TooMuchMemory {
+                    pid,
+                    resident,
+                    limit,
+                    killed,
+                } => {
+                    let is_killed = killed.is_some();
+                    self.tell(&Happening::TooMuchMemory {
+                        pid,
+                        resident,
+                        limit,
+                        is_killed,
+                    });
+                }
+                PoolEvent::Closed => self.pool_is_closed = true,
+                // That the pool is there, or can't be, is the worker's matter.
+                PoolEvent::Up { .. } | PoolEvent::CannotStart { .. } => {}
+            }
+        }
+        self.dispatch(free, now);
+    }
+
+    fn started(&mut self, key: RequestKey, pid: u32, now: Now) {
+        self.set_stage(
+            key,
+            Stage::Running {
+                pid,
+                since: now.wall,
+            },
+        );
+        let Some(request) = self.requests.get(&key) else {
+            return;
+        };
+        self.tell(&Happening::TaskAccepted { request, pid });
+        self.accepted += 1;
+        let details = json!({"accepted": now.monotonic.as_secs_f64()});
+        self.notify(key, "on_accepted", details, None);
+        if self
+            .requests
+            .get(&key)
+            .is_some_and(|request| !request.task.acks_late)
+        {
+            self.settle(key, Fate::Ack);
+        }
+    }
+
+    fn finished(&mut self, key: RequestKey, outcome: Outcome) {
+        let Some(request) = self.requests.get(&key) else {
+            return;
+        };
+        let Stage::Running { pid, since } = request.stage else {
+            // It ended while it was being killed: what its end means is decided already, unless
+            // it was to run again, which it need not any more.
+            if request.stage == Stage::Dying {
+                self.settle(key, Fate::Ack);
+                self.remove(key);
+            }
+            return;
+        };
+        if let Outcome::Left { status } = outcome {
+            let reason = exited_prematurely(ExitStatus::Code(status), None);
+            return self.begin_loss(key, pid, seconds(since), reason);
+        }
+        let disposition = disposition::reported(&outcome, &request.task);
+        let message = Arc::clone(&request.message);
+        match outcome {
+            Outcome::Success { result, runtime } => {
+                let runtime = runtime.map(|runtime| runtime.as_secs_f64());
+                self.notify(
+                    key,
+                    "on_success",
+                    json!({"result": result, "runtime": runtime}),
+                    None,
+                );
+            }
+            Outcome::Retry(failure) => self.notify(key, "on_retry", json!({}), Some(failure)),
+            Outcome::Failure(failure) => self.notify(key, "on_failure", json!({}), Some(failure)),
+            Outcome::Undecodable { reason } => self.undecodable(&message, &reason),
+            Outcome::Invalid { reason } => {
+                return self.was_no_task(key, message, reason, disposition.fate);
+            }
+            Outcome::Reject { requeue, failure } if disposition.hook == Some(Hook::Rejected) => {
+                let call = HookCall::Rejected {
+                    message,
+                    requeue,
+                    failure,
+                };
+                return self.conclude(key, call, disposition.fate);
+            }
+            Outcome::Raised(failure) => {
+                return self.conclude(key, HookCall::Raised { message, failure }, disposition.fate);
+            }
+            Outcome::Reject { .. } | Outcome::Ignore | Outcome::Left { .. } => {}
+        }
+        self.settle(key, disposition.fate);
+        self.remove(key);
+    }
+
+    fn was_no_task(
+        &mut self,
+        key: RequestKey,
+        message: Arc<celeriac_protocol::Message>,
+        reason: String,
+        fate: Fate,
+    ) {
+        self.tell(&Happening::InvalidTask {
+            reason: &reason,
+            message: &message,
+        });
+        if self.options.signals_rejected {
+            let reason = Some(reason);
+            self.effects
+                .push(Effect::Tell(HookCall::TaskRejected { message, reason }));
+        }
+        self.settle(key, fate);
+        self.remove(key);
+    }
+
+    /// Has main do what the end of a task asks for; then its message is settled.
+    fn conclude(&mut self, key: RequestKey, call: HookCall, fate: Fate) {
+        self.set_stage(key, Stage::Concluding);
+        self.call(call, Continuation::Settle(key, fate));
+    }
+
+    fn soft_limit(&mut self, key: RequestKey) {
+        let Some(request) = self.requests.get(&key) else {
+            return;
+        };
+        let Some(limit) = self.limits(request).soft else {
+            return;
+        };
+        self.tell(&Happening::SoftTimeLimit { request, limit });
+        let details = json!({"soft": true, "limit": number(limit)});
+        self.notify(key, "on_timeout", details, None);
+    }
+
+    fn hard_limit(&mut self, key: RequestKey, pid: u32) {
+        let Some(request) = self.requests.get(&key) else {
+            return;
+        };
+        let Stage::Running { since, .. } = request.stage else {
+            return;
+        };
+        let Some(limit) = self.limits(request).hard else {
+            return;
+        };
+        if disposition::runs_again_after_timeout(&request.task, request.is_settled) {
+            self.tell(&Happening::HardTimeLimitRequeued { request, limit });
+            // Its message goes back when its process is gone: it never runs twice at a time.
+            self.set_stage(key, Stage::Dying);
+            return;
+        }
+        let message = Arc::clone(&request.message);
+        let time_start = seconds(since);
+        let call = HookCall::TimedOut {
+            message,
+            limit: number(limit),
+            pid,
+            time_start,
+        };
+        self.conclude(key, call, Fate::Ack);
+    }
+
+    fn limits(&self, request: &Request) -> celeriac_protocol::TimeLimits {
+        let own = request.head.time_limits.or(request.task.time_limits());
+        own.or(self.options.time_limits)
+    }
+
+    /// The process of a task is gone.
+    fn lost(&mut self, key: RequestKey, pid: u32, cause: LossCause) {
+        let Some(request) = self.requests.get(&key) else {
+            return;
+        };
+        let (since, message) = match request.stage {
+            Stage::Running { since, .. } => (since, Arc::clone(&request.message)),
+            Stage::Dying => {
+                self.settle(key, Fate::Requeue);
+                self.remove(key);
+                return;
+            }
+            // What is to be done about its end is under way.
+            _ => return,
+        };
+        let reason = match cause {
+            LossCause::Died(status) => exited_prematurely(status, Some(key)),
+            LossCause::Memory { resident, limit } => format!(
+                "Worker exited prematurely: killed for holding {resident} KiB of memory, \
+                 more than {limit} KiB Job: {key}."
+            ),
+            LossCause::Terminated => {
+                // A late-acknowledged task runs again; of an early one Celery says that it will
+                // be retried, which nobody does.
+                let emit_retry = !request.task.acks_late;
+                let call = HookCall::Cancelled {
+                    message,
+                    emit_retry,
+                };
+                return self.conclude(key, call, Fate::Requeue);
+            }
+            LossCause::TimeLimit => return,
+        };
+        self.begin_loss(key, pid, seconds(since), reason);
+    }
+
+    /// A lost task: had it succeeded before its process was lost?
+    fn begin_loss(&mut self, key: RequestKey, pid: u32, time_start: f64, reason: String) {
+        let Some(request) = self.requests.get(&key) else {
+            return;
+        };
+        let (_, retries_are_spent) = disposition::retry_lost(&request.task, request.head.retries);
+        let asks = !request.ignores_result();
+        let message = Arc::clone(&request.message);
+        self.losses.insert(
+            key,
+            Loss {
+                reason,
+                pid,
+                time_start,
+                retries_are_spent,
+            },
+        );
+        self.set_stage(key, Stage::Concluding);
+        if asks {
+            self.call(
+                HookCall::SuccessWasStored(message),
+                Continuation::LossChecked(key),
+            );
+        } else {
+            self.retry_or_fail(key);
+        }
+    }
+
+    /// A lost task that had not succeeded: is it to be sent again?
+    fn retry_or_fail(&mut self, key: RequestKey) {
+        let (Some(request), Some(loss)) = (self.requests.get(&key), self.losses.get(&key)) else {
+            return;
+        };
+        if disposition::retry_lost(&request.task, request.head.retries).0 {
+            let message = Arc::clone(&request.message);
+            let call = HookCall::RetryLost {
+                message,
+                reason: loss.reason.clone(),
+            };
+            self.call(call, Continuation::LossRetried(key));
+        } else {
+            self.fail_lost(key);
+        }
+    }
+
+    /// A lost task that was not sent again.
+    fn fail_lost(&mut self, key: RequestKey) {
+        let Some(loss) = self.losses.remove(&key) else {
+            return;
+        };
+        let Some(request) = self.requests.get(&key) else {
+            return;
+        };
+        let Loss {
+            reason,
+            pid,
+            time_start,
+            retries_are_spent,
+        } = loss;
+        match disposition::lost(&request.task, request.is_settled, retries_are_spent) {
+            disposition::Loss::Requeue => {
+                self.tell(&Happening::LostAndRequeued {
+                    request,
+                    reason: &reason,
+                });
+                self.settle(key, Fate::Requeue);
+                self.remove(key);
+            }
+            disposition::Loss::Fail(fate) => {
+                let message = Arc::clone(&request.message);
+                let call = HookCall::Lost {
+                    message,
+                    reason,
+                    pid,
+                    time_start,
+                };
+                self.conclude(key, call, fate);
+            }
+        }
+    }
+
+    /// Goes on where a hook was awaited.
+    pub(super) fn proceed(
+        &mut self,
+        continuation: Continuation,
+        answer: Result<Value, String>,
+        now: Now,
+    ) {
+        match continuation {
+            Continuation::Settle(key, fate) => {
+                self.hook_failed(key, "a hook of its end", &answer);
+                self.settle(key, fate);
+                self.remove(key);
+            }
+            Continuation::SettleMessage(tag, fate) => self.settle_message(tag, fate),
+            Continuation::LossChecked(key) => {
+                self.hook_failed(key, "asking for its result", &answer);
+                if answer == Ok(Value::Bool(true)) {
+                    let loss = self.losses.remove(&key);
+                    if let (Some(request), Some(loss)) = (self.requests.get(&key), loss) {
+                        let reason = &loss.reason;
+                        self.tell(&Happening::SucceededBeforeLoss { request, reason });
+                    }
+                    self.settle(key, Fate::Ack);
+                    self.remove(key);
+                } else {
+                    self.retry_or_fail(key);
+                }
+            }
+            Continuation::LossRetried(key) => {
+                self.hook_failed(key, "sending it again", &answer);
+                if answer == Ok(Value::Bool(true)) {
+                    self.losses.remove(&key);
+                    self.settle(key, Fate::Ack);
+                    self.remove(key);
+                } else {
+                    self.fail_lost(key);
+                }
+            }
+            Continuation::V1Opened(tag, message) => {
+                let received = match answer {
+                    Ok(members) => decode::opened(&members.to_string()),
+                    Err(reason) => Received::Undecodable(reason),
+                };
+                if self.shutdown.phase() == Phase::Running {
+                    self.received(tag, message, received, now);
+                } else {
+                    self.settle_message(tag, Fate::Release);
+                }
+            }
+        }
+    }
+
+    fn hook_failed(&self, key: RequestKey, what: &str, answer: &Result<Value, String>) {
+        if let (Some(request), Err(error)) = (self.requests.get(&key), answer) {
+            self.tell(&Happening::HookFailed {
+                request,
+                what,
+                error,
+            });
+        }
+    }
+
+    /// Calls a method of the task's own Request class, if it has it.
+    fn notify(
+        &mut self,
+        key: RequestKey,
+        method: &'static str,
+        details: Value,
+        failure: Option<celeriac_core::pool::Failure>,
+    ) {
+        let Some(request) = self.requests.get(&key) else {
+            return;
+        };
+        if !request.task.overrides(method) {
+            return;
+        }
+        let (pid, time_start) = match request.stage {
+            Stage::Running { pid, since } => (Some(pid), Some(seconds(since))),
+            _ => (None, None),
+        };
+        let details = match details {
+            Value::Object(details) => details,
+            _ => Map::new(),
+        };
+        let message = Arc::clone(&request.message);
+        self.effects.push(Effect::Tell(HookCall::Notify {
+            message,
+            method,
+            pid,
+            time_start,
+            details,
+            failure,
+        }));
+    }
+}
+
+/// Celery's words for a process that ended within a task.
+fn exited_prematurely(status: ExitStatus, job: Option<RequestKey>) -> String {
+    match job {
+        Some(job) => format!("Worker exited prematurely: {status} Job: {job}."),
+        None => format!("Worker exited prematurely: {status}."),
+    }
+}
+
+/// A moment as Python has it: seconds since 1970.
+fn seconds(moment: jiff::Timestamp) -> f64 {
+    moment.as_microsecond() as f64 / 1e6
+}
+
+/// A limit as the JSON number it was: Python shows integers without a point.
+fn number(limit: celeriac_protocol::TimeLimit) -> Value {
+    serde_json::from_str(&limit.to_string()).unwrap_or(Value::Null)
+}

@@ -1,0 +1,445 @@
+//! The consumer: owns the connection to the broker, and always comes back to it.
+//!
+//! Celery's counterpart: `celery.worker.consumer.consumer.Consumer` with its `Connection` and
+//! `Tasks` steps.
+
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use celeriac_core::broker::{
+    Broker, Delivery, DeliveryTag, Error, Fate, Retry, Session, Settlement, Want,
+};
+use celeriac_core::journal::Journal;
+use celeriac_core::queue::Queue;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::failover::{Failover, Next, RetryPolicy, Strategy};
+use super::tags::{Epoch, Epochs, Unsettled};
+use crate::happening::Happening;
+
+/// Events that wait to be taken. One batch of messages is under way at a time.
+const QUEUED_EVENTS: usize = 16;
+/// How long leaving the broker in order may take.
+const LEAVING: Duration = Duration::from_secs(10);
+
+/// What a consumer is made of.
+pub struct Options {
+    /// Brokers in the order in which they are tried, at least one.
+    pub brokers: Vec<Arc<dyn Broker>>,
+    /// How they take turns.
+    pub strategy: Strategy,
+    /// What to do about attempts that fail.
+    pub policy: RetryPolicy,
+    /// What to consume.
+    pub queues: Vec<Queue>,
+    /// Whether to delete all messages that wait at the start.
+    pub purge: bool,
+}
+
+/// What a consumer tells.
+#[derive(Debug)]
+pub enum Event {
+    /// It consumes.
+    Connected,
+    /// Messages that waited at the start were deleted.
+    Purged(u64),
+    /// Messages came: the batch of this number, from 1.
+    Delivered(u64, Vec<Delivery>),
+    /// These messages are no longer this worker's.
+    LeasesLost(Vec<DeliveryTag>),
+    /// The connection is lost; it connects again.
+    Lost,
+    /// It can't connect, and won't try again.
+    GaveUp,
+    /// It has left the broker, as it was told to.
+    Closed,
+}
+
+/// What the worker wants of its consumer.
+#[derive(Debug, Default)]
+struct Wishes {
+    settlements: Vec<Settlement>,
+    want: Want,
+    /// The number of batches that the worker knew of when it said what it wants.
+    seen: u64,
+    stops: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    wishes: Mutex<Wishes>,
+    changed: Notify,
+}
+
+impl Shared {
+    fn wishes(&self) -> MutexGuard<'_, Wishes> {
+        // Nothing panics while it is held.
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The worker's end.
+#[derive(Debug)]
+pub struct Handle {
+    shared: Arc<Shared>,
+    events: mpsc::Receiver<Event>,
+    seen: u64,
+}
+
+impl Handle {
+    /// Starts a consumer; it connects at once.
+    pub fn start(options: Options, journal: Arc<dyn Journal>) -> Self {
+        let shared = Arc::new(Shared::default());
+        let (to_events, events) = mpsc::channel(QUEUED_EVENTS);
+        let consumer = Consumer {
+            failover: Failover::new(options.brokers.len(), options.strategy, options.policy),
+            epochs: Epochs::new(options.brokers.len()),
+            max_retries: options.policy.max_retries,
+            purges: options.purge,
+            brokers: options.brokers,
+            queues: options.queues,
+            journal,
+            shared: Arc::clone(&shared),
+            events: to_events,
+            unsettled: Unsettled::default(),
+            batches: 0,
+        };
+        tokio::spawn(consumer.run());
+        Self {
+            shared,
+            events,
+            seen: 0,
+        }
+    }
+
+    /// The next that happens; `None` when nothing will any more. Safe to cancel.
+    pub async fn next(&mut self) -> Option<Event> {
+        let event = self.events.recv().await;
+        if let Some(Event::Delivered(batch, _)) = &event {
+            self.seen = *batch;
+        }
+        event
+    }
+
+    /// Tells the broker, and says how many messages there is use for now.
+    pub fn exchange(&self, settlements: &mut Vec<Settlement>, want: Want) {
+        let mut wishes = self.shared.wishes();
+        if settlements.is_empty() && (wishes.want, wishes.seen) == (want, self.seen) {
+            return;
+        }
+        wishes.settlements.append(settlements);
+        wishes.want = want;
+        wishes.seen = self.seen;
+        drop(wishes);
+        self.shared.changed.notify_one();
+    }
+
+    /// Has it settle what is left, and leave the broker.
+    pub fn stop(&self) {
+        self.shared.wishes().stops = true;
+        self.shared.changed.notify_one();
+    }
+}
+
+struct Consumer {
+    brokers: Vec<Arc<dyn Broker>>,
+    queues: Vec<Queue>,
+    failover: Failover,
+    max_retries: Option<u32>,
+    epochs: Epochs,
+    purges: bool,
+    journal: Arc<dyn Journal>,
+    shared: Arc<Shared>,
+    events: mpsc::Sender<Event>,
+    unsettled: Unsettled,
+    /// How many batches of messages were delivered.
+    batches: u64,
+}
+
+/// Why consuming ended.
+enum Ended {
+    Stopped,
+    Lost {
+        error: Error,
+        /// Whether it did anything for us: then trying again at once is worth it.
+        worked: bool,
+    },
+}
+
+impl Consumer {
+    async fn run(mut self) {
+        loop {
+            let broker = Arc::clone(&self.brokers[self.failover.current()]);
+            let shared = Arc::clone(&self.shared);
+            let connected = tokio::select! {
+                connected = self.connect(&*broker) => connected,
+                () = stopped(&shared) => break,
+            };
+            let error = match connected {
+                Ok((session, epoch)) => {
+                    self.tell(Event::Connected).await;
+                    match self.consume(session, epoch).await {
+                        Ended::Stopped => break,
+                        Ended::Lost { error, worked } => {
+                            self.unsettled.forget_lost(&self.epochs);
+                            self.tell(Event::Lost).await;
+                            if worked {
+                                let error = with_hint(&error);
+                                self.write(&Happening::ConnectionLost { error: &error });
+                                continue;
+                            }
+                            error
+                        }
+                    }
+                }
+                Err(error) => error,
+            };
+            if !self.failed(&*broker, &error).await {
+                break;
+            }
+        }
+        self.settle_the_rest().await;
+        self.tell(Event::Closed).await;
+    }
+
+    /// Connects, and consumes from all queues.
+    async fn connect(&mut self, broker: &dyn Broker) -> Result<(Box<dyn Session>, Epoch), Error> {
+        let mut session = broker.connect().await?;
+        for queue in self.queues.iter().filter(|queue| !queue.no_declare) {
+            session.declare(queue).await?;
+        }
+        if self.purges {
+            let mut purged = 0;
+            for queue in &self.queues {
+                purged += session.purge(&queue.name).await?;
+            }
+            self.purges = false;
+            self.tell(Event::Purged(purged)).await;
+        }
+        for queue in &self.queues {
+            session.subscribe(queue).await?;
+        }
+        let url = broker.display_url();
+        self.write(&Happening::Connected { url: &url });
+        let outlive = broker.capabilities().tags_outlive_connections;
+        Ok((session, self.epochs.begin(self.failover.current(), outlive)))
+    }
+
+    /// Waits before the next attempt; false when there is to be none.
+    async fn failed(&mut self, broker: &dyn Broker, error: &Error) -> bool {
+        let url = broker.display_url();
+        let text = with_hint(error);
+        let random = RandomState::new().build_hasher().finish();
+        let next = self.failover.failed(error.retry() == Retry::Never, random);
+        match next {
+            Next::Failover => {
+                let next = "Will retry using next failover.\n";
+                self.write(&Happening::CannotConnect {
+                    url: &url,
+                    error: &text,
+                    next,
+                });
+                true
+            }
+            Next::Wait(wait) => {
+                let max = self
+                    .max_retries
+                    .map_or_else(|| "None".to_owned(), |max| max.to_string());
+                let next = format!(
+                    "Trying again in {:.2} seconds... ({}/{max})",
+                    wait.as_secs_f64(),
+                    self.failover.failures()
+                );
+                self.write(&Happening::CannotConnect {
+                    url: &url,
+                    error: &text,
+                    next: &next,
+                });
+                let shared = Arc::clone(&self.shared);
+                tokio::select! {
+                    () = sleep(wait) => true,
+                    () = stopped(&shared) => false,
+                }
+            }
+            Next::GiveUp => {
+                let reason = format!("consumer: Cannot connect to {url}: {text}. Giving up.");
+                self.write(&Happening::GaveUp { reason: &reason });
+                self.tell(Event::GaveUp).await;
+                stopped(&self.shared).await;
+                false
+            }
+        }
+    }
+
+    /// Consumes over one connection.
+    async fn consume(&mut self, mut session: Box<dyn Session>, epoch: Epoch) -> Ended {
+        let mut next_maintenance = Instant::now();
+        // Whether the queues were seen to be empty, and nothing was told since.
+        let mut is_dry = false;
+        let mut worked = false;
+        loop {
+            if next_maintenance <= Instant::now() {
+                match session.maintain().await {
+                    Ok(maintained) => {
+                        next_maintenance = Instant::now() + maintained.next;
+                        is_dry = is_dry && maintained.restored == 0;
+                        self.leases_lost(&maintained.lost, epoch).await;
+                    }
+                    Err(error) => return Ended::Lost { error, worked },
+                }
+            }
+            let (want, stops) = self.take_wishes();
+            let settlements = self.unsettled.take(epoch);
+            if stops {
+                return self.leave(session, epoch, &settlements).await;
+            }
+            if !settlements.is_empty() || !(want.is_none() || is_dry) {
+                match session.exchange(&settlements, want).await {
+                    Ok(deliveries) => {
+                        worked = true;
+                        self.failover.succeeded();
+                        // What goes back to a queue may be this worker's to take again.
+                        let gave_back = |settlement: &Settlement| {
+                            matches!(settlement.fate, Fate::Requeue | Fate::Release)
+                        };
+                        if !want.is_none() {
+                            is_dry = deliveries.len() < want.runnable;
+                        }
+                        is_dry = is_dry && !settlements.iter().any(gave_back);
+                        self.deliver(deliveries, epoch).await;
+                    }
+                    Err(error) => {
+                        self.unsettled.put_back(epoch, &settlements);
+                        return Ended::Lost { error, worked };
+                    }
+                }
+                continue;
+            }
+            tokio::select! {
+                biased;
+                () = self.shared.changed.notified() => {}
+                waited = session.wait(), if !want.is_none() => {
+                    is_dry = false;
+                    if let Err(error) = waited {
+                        return Ended::Lost { error, worked };
+                    }
+                }
+                () = sleep_until(next_maintenance) => {}
+            }
+        }
+    }
+
+    /// What the worker wants now, and whether it stops.
+    fn take_wishes(&mut self) -> (Want, bool) {
+        let mut wishes = self.shared.wishes();
+        self.unsettled.append(&mut wishes.settlements);
+        // Said before the last batch was known of, it counts places that are taken.
+        let want = if wishes.seen == self.batches {
+            wishes.want
+        } else {
+            Want::NONE
+        };
+        (want, wishes.stops)
+    }
+
+    async fn deliver(&mut self, mut deliveries: Vec<Delivery>, epoch: Epoch) {
+        if deliveries.is_empty() {
+            return;
+        }
+        for delivery in &mut deliveries {
+            delivery.tag = epoch.mark(delivery.tag);
+        }
+        self.batches += 1;
+        self.tell(Event::Delivered(self.batches, deliveries)).await;
+    }
+
+    async fn leases_lost(&self, lost: &[DeliveryTag], epoch: Epoch) {
+        if !lost.is_empty() {
+            let lost = lost.iter().map(|tag| epoch.mark(*tag)).collect();
+            self.tell(Event::LeasesLost(lost)).await;
+        }
+    }
+
+    /// Settles the last messages and leaves in order.
+    async fn leave(
+        &mut self,
+        mut session: Box<dyn Session>,
+        epoch: Epoch,
+        settlements: &[Settlement],
+    ) -> Ended {
+        let leaving = async {
+            if !settlements.is_empty() {
+                session.exchange(settlements, Want::NONE).await?;
+            }
+            session.close().await
+        };
+        match tokio::time::timeout(LEAVING, leaving).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "leaving the broker failed");
+                self.unsettled.put_back(epoch, settlements);
+            }
+            Err(_) => self.unsettled.put_back(epoch, settlements),
+        }
+        Ended::Stopped
+    }
+
+    /// The worker ends without a connection: one more attempt, for what is not settled.
+    async fn settle_the_rest(&mut self) {
+        let (_, _) = self.take_wishes();
+        self.unsettled.forget_lost(&self.epochs);
+        if self.unsettled.len() == 0 {
+            return;
+        }
+        let at = self.failover.current();
+        let broker = Arc::clone(&self.brokers[at]);
+        let outlive = broker.capabilities().tags_outlive_connections;
+        let epoch = self.epochs.begin(at, outlive);
+        let settlements = self.unsettled.take(epoch);
+        let settling = async {
+            let mut session = broker.connect().await?;
+            session.exchange(&settlements, Want::NONE).await?;
+            session.close().await
+        };
+        let is_settled = matches!(tokio::time::timeout(LEAVING, settling).await, Ok(Ok(())));
+        let left = self.unsettled.len() + if is_settled { 0 } else { settlements.len() };
+        if left > 0 {
+            let text = format!(
+                "The broker can't be reached, so it was not told of {left} messages that are \
+                 done with: it will deliver them again."
+            );
+            self.write(&Happening::Notice { text: &text });
+        }
+    }
+
+    async fn tell(&self, event: Event) {
+        // Without a worker there is nothing left to do: the loop ends by itself.
+        drop(self.events.send(event).await);
+    }
+
+    fn write(&self, happening: &Happening<'_>) {
+        if self.journal.writes(happening.level()) {
+            self.journal.write(happening.record());
+        }
+    }
+}
+
+/// Returns when the worker wants its consumer to stop.
+async fn stopped(shared: &Shared) {
+    while !shared.wishes().stops {
+        shared.changed.notified().await;
+    }
+    // Whoever asks next is to know as well.
+    shared.changed.notify_one();
+}
+
+/// What went wrong, and what to do about it.
+fn with_hint(error: &Error) -> String {
+    match &error.hint {
+        Some(hint) => format!("{error} ({hint})"),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,6 @@
+//! Receiving: from the broker's connection to a message that is understood.
+
+pub mod consumer;
+pub mod decode;
+pub mod failover;
+mod tags;

@@ -1,0 +1,131 @@
+//! Tags that are true to the connection that gave them.
+//!
+//! A broker may count its tags anew on each connection, and several brokers count each for itself.
+//! The worker sees tags in which the connection is part of the number, so that a settlement can
+//! never reach a message that it was not meant for.
+
+use celeriac_core::broker::{DeliveryTag, Settlement};
+
+/// Bits of a tag that are the broker's own.
+const OWN_BITS: u32 = 40;
+
+/// Names what a tag is valid for: a broker whose tags outlive connections, or one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Epoch(u64);
+
+impl Epoch {
+    /// The tag as the worker sees it.
+    pub(super) fn mark(self, tag: DeliveryTag) -> DeliveryTag {
+        DeliveryTag(self.0 << OWN_BITS | tag.0)
+    }
+
+    /// The tag as the broker knows it; `None` when it is of another epoch.
+    pub(super) fn own(self, tag: DeliveryTag) -> Option<DeliveryTag> {
+        let own = tag.0 & ((1 << OWN_BITS) - 1);
+        (tag.0 >> OWN_BITS == self.0).then_some(DeliveryTag(own))
+    }
+}
+
+/// Gives out epochs.
+#[derive(Debug)]
+pub(super) struct Epochs {
+    next: u64,
+    brokers: u64,
+}
+
+impl Epochs {
+    pub(super) fn new(brokers: usize) -> Self {
+        Self {
+            next: brokers as u64,
+            brokers: brokers as u64,
+        }
+    }
+
+    /// The epoch of a new connection to the broker with this number.
+    pub(super) fn begin(&mut self, broker: usize, tags_outlive_connections: bool) -> Epoch {
+        if tags_outlive_connections {
+            return Epoch(broker as u64);
+        }
+        self.next += 1;
+        Epoch(self.next - 1)
+    }
+
+    /// Whether a tag may still be of use when its connection is gone.
+    pub(super) fn outlives(&self, tag: DeliveryTag) -> bool {
+        tag.0 >> OWN_BITS < self.brokers
+    }
+}
+
+/// Settlements that no broker has confirmed.
+#[derive(Debug, Default)]
+pub(super) struct Unsettled(Vec<Settlement>);
+
+impl Unsettled {
+    pub(super) fn append(&mut self, settlements: &mut Vec<Settlement>) {
+        self.0.append(settlements);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Takes those of an epoch, with the broker's own tags.
+    pub(super) fn take(&mut self, epoch: Epoch) -> Vec<Settlement> {
+        let mut own = Vec::with_capacity(self.0.len());
+        self.0.retain(|settlement| match epoch.own(settlement.tag) {
+            Some(tag) => {
+                own.push(Settlement {
+                    tag,
+                    fate: settlement.fate,
+                });
+                false
+            }
+            None => true,
+        });
+        own
+    }
+
+    /// Puts back what a broker did not confirm.
+    pub(super) fn put_back(&mut self, epoch: Epoch, settlements: &[Settlement]) {
+        let marked = settlements.iter().map(|settlement| Settlement {
+            tag: epoch.mark(settlement.tag),
+            fate: settlement.fate,
+        });
+        self.0.extend(marked);
+    }
+
+    /// Forgets what went with its connection.
+    pub(super) fn forget_lost(&mut self, epochs: &Epochs) {
+        self.0.retain(|settlement| epochs.outlives(settlement.tag));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use celeriac_core::broker::Fate;
+
+    use super::*;
+
+    fn ack(tag: DeliveryTag) -> Settlement {
+        Settlement {
+            tag,
+            fate: Fate::Ack,
+        }
+    }
+
+    #[test]
+    fn a_settlement_reaches_only_the_connection_that_it_is_for() {
+        let mut epochs = Epochs::new(2);
+        let (redis, rabbit) = (epochs.begin(0, true), epochs.begin(1, false));
+        let own = DeliveryTag(7);
+        let mut unsettled = Unsettled::default();
+        unsettled.append(&mut vec![ack(redis.mark(own)), ack(rabbit.mark(own))]);
+        assert_eq!(unsettled.take(redis), [ack(own)]);
+        unsettled.put_back(redis, &[ack(own)]);
+        unsettled.forget_lost(&epochs);
+        assert_eq!(unsettled.len(), 1, "that of the lost connection is gone");
+        assert_eq!(epochs.begin(0, true), redis, "its tags live on");
+        assert_ne!(epochs.begin(1, false), rabbit);
+        assert_eq!(unsettled.take(redis), [ack(own)]);
+    }
+}

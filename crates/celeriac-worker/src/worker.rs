@@ -1,0 +1,419 @@
+//! The worker in the world: tells the core what happens, and carries out what it decides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use celeriac_core::broker::Settlement;
+use celeriac_core::clock::{Clock, Now};
+use celeriac_core::journal::Journal;
+use celeriac_core::pool::{Pool, PoolEvent};
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use crate::autoscale::Scale;
+use crate::core::{self, Core, Effect, HookToken};
+use crate::happening::Happening;
+use crate::hooks::{Blueprint, HookCall, Hooks};
+use crate::receive::consumer::{self, Event, Handle};
+use crate::shutdown::{Phase, Signal};
+
+/// What a worker is made of.
+pub struct Parts {
+    /// What does not change while it lives.
+    pub options: core::Options,
+    /// What it consumes from.
+    pub consumer: consumer::Options,
+    /// What runs its tasks.
+    pub pool: Box<dyn Pool>,
+    /// What runs the app's hooks.
+    pub hooks: Arc<dyn Hooks>,
+    /// Writes down what happens.
+    pub journal: Arc<dyn Journal>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// What the operator wants.
+    pub orders: mpsc::Receiver<OperatorSignal>,
+    /// Shows something to the operator.
+    pub console: Box<dyn Fn(&str) + Send>,
+    /// Ids of revoked tasks, from the state database.
+    pub revoked: Vec<String>,
+    /// Whether revoked ids are to be kept.
+    pub keeps_state: bool,
+    /// Whether the app has worker steps of its own.
+    pub has_worker_steps: bool,
+    /// Whether the app has consumer steps of its own.
+    pub has_consumer_steps: bool,
+}
+
+/// What an operator sends to a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OperatorSignal {
+    /// End, in one way or another.
+    End(Signal),
+    /// SIGUSR1: show what all threads do.
+    Cry,
+}
+
+/// How a worker ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// What to exit with.
+    pub status: i32,
+    /// Whether it is to begin anew.
+    pub restarts: bool,
+    /// Whether to leave everything as it is.
+    pub at_once: bool,
+}
+
+/// How far the start has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Start {
+    /// Waiting for the broker and for the first process of the pool.
+    Waiting { is_connected: bool, is_up: bool },
+    /// The app's consumer steps are starting.
+    Steps,
+    /// Tasks may come.
+    Ready,
+    /// It won't be.
+    Failed,
+}
+
+/// What an awaited hook was called for.
+enum Asked {
+    Core(HookToken),
+    ConsumerSteps,
+}
+
+type Answer = (Asked, Result<serde_json::Value, String>);
+
+/// A worker that runs.
+pub struct Worker {
+    core: Core,
+    pool: Box<dyn Pool>,
+    consumer: Handle,
+    hooks: Arc<dyn Hooks>,
+    journal: Arc<dyn Journal>,
+    clock: Arc<dyn Clock>,
+    orders: mpsc::Receiver<OperatorSignal>,
+    console: Box<dyn Fn(&str) + Send>,
+    answers: FuturesUnordered<BoxFuture<'static, Answer>>,
+    settlements: Vec<Settlement>,
+    start: Start,
+    hostname: String,
+    has_worker_steps: bool,
+    has_consumer_steps: bool,
+    keeps_state: bool,
+    steps_are_stopped: bool,
+    is_connected: bool,
+    exits_at_once: Option<i32>,
+}
+
+impl Worker {
+    /// Runs a worker until its end.
+    pub async fn run(parts: Parts) -> End {
+        let now = Now::read(&*parts.clock);
+        let mut failed = false;
+        if parts.has_worker_steps {
+            let started = parts
+                .hooks
+                .call(HookCall::StartSteps(Blueprint::Worker))
+                .await;
+            if let Err(error) = started {
+                let reason = format!("Unrecoverable error: {error}");
+                parts
+                    .journal
+                    .write(Happening::GaveUp { reason: &reason }.record());
+                failed = true;
+            }
+        }
+        let mut worker = Self {
+            hostname: parts.options.hostname.clone(),
+            core: Core::new(
+                parts.options,
+                parts.revoked,
+                Arc::clone(&parts.journal),
+                now,
+            ),
+            consumer: Handle::start(parts.consumer, Arc::clone(&parts.journal)),
+            pool: parts.pool,
+            hooks: parts.hooks,
+            journal: parts.journal,
+            clock: parts.clock,
+            orders: parts.orders,
+            console: parts.console,
+            answers: FuturesUnordered::new(),
+            settlements: Vec::new(),
+            start: Start::Waiting {
+                is_connected: false,
+                is_up: false,
+            },
+            has_worker_steps: parts.has_worker_steps,
+            has_consumer_steps: parts.has_consumer_steps,
+            keeps_state: parts.keeps_state,
+            steps_are_stopped: false,
+            is_connected: false,
+            exits_at_once: None,
+        };
+        worker.core.pool_resized(worker.pool.size());
+        if failed {
+            worker.fail();
+        }
+        worker.work().await
+    }
+
+    fn now(&self) -> Now {
+        Now::read(&*self.clock)
+    }
+
+    async fn work(mut self) -> End {
+        loop {
+            self.act();
+            if let Some(status) = self.exits_at_once {
+                return End {
+                    status,
+                    restarts: false,
+                    at_once: true,
+                };
+            }
+            if self.core.is_done() {
+                break;
+            }
+            self.happen().await;
+        }
+        self.leave().await;
+        let shutdown = self.core.shutdown();
+        End {
+            status: shutdown.exit_status(),
+            restarts: shutdown.restarts(),
+            at_once: false,
+        }
+    }
+
+    /// Waits for one thing to happen, and tells the core.
+    async fn happen(&mut self) {
+        let now = self.now();
+        let tick = self.core.next_tick(now);
+        tokio::select! {
+            biased;
+            Some(order) = self.orders.recv() => self.operator_said(order),
+            Some((asked, answer)) = self.answers.next() => self.answered(asked, answer),
+            events = self.pool.next() => self.pool_told(events),
+            Some(event) = self.consumer.next() => self.consumer_told(event),
+            () = sleep(tick.unwrap_or(Duration::MAX)), if tick.is_some() => {
+                let now = self.now();
+                self.core.tick(self.pool.free(), now);
+            }
+        }
+    }
+
+    fn operator_said(&mut self, order: OperatorSignal) {
+        match order {
+            OperatorSignal::End(signal) => {
+                let now = self.now();
+                self.core.signalled(signal, now);
+            }
+            OperatorSignal::Cry => self.hooks.tell(HookCall::Cry),
+        }
+    }
+
+    fn answered(&mut self, asked: Asked, answer: Result<serde_json::Value, String>) {
+        match (asked, answer) {
+            (Asked::Core(token), answer) => {
+                let now = self.now();
+                self.core.answered(token, answer, now);
+            }
+            (Asked::ConsumerSteps, Ok(_)) => self.ready(),
+            (Asked::ConsumerSteps, Err(error)) => {
+                self.cannot_go_on(&format!("Unrecoverable error: {error}"));
+            }
+        }
+    }
+
+    fn pool_told(&mut self, events: Vec<PoolEvent>) {
+        for event in &events {
+            match event {
+                PoolEvent::Up { .. } => {
+                    if let Start::Waiting { is_connected, .. } = self.start {
+                        self.start = Start::Waiting {
+                            is_connected,
+                            is_up: true,
+                        };
+                    }
+                }
+                PoolEvent::CannotStart { reason } => {
+                    self.cannot_go_on(&format!("Could not start worker processes: {reason}"));
+                }
+                _ => {}
+            }
+        }
+        let (free, now) = (self.pool.free(), self.now());
+        self.core.pool_told(events, free, now);
+        self.core.pool_resized(self.pool.size());
+        self.go_on_starting();
+    }
+
+    fn consumer_told(&mut self, event: Event) {
+        match event {
+            Event::Connected => {
+                self.is_connected = true;
+                match self.start {
+                    Start::Waiting { is_up, .. } => {
+                        self.start = Start::Waiting {
+                            is_connected: true,
+                            is_up,
+                        };
+                        self.go_on_starting();
+                    }
+                    Start::Ready => self.core.connected(),
+                    Start::Steps | Start::Failed => {}
+                }
+            }
+            Event::Purged(0) | Event::Closed => {}
+            Event::Purged(count) => {
+                let messages = if count == 1 { "message" } else { "messages" };
+                (self.console)(&format!(
+                    "purge: Erased {count} {messages} from the queue.\n"
+                ));
+            }
+            Event::Delivered(_, deliveries) => {
+                let (free, now) = (self.pool.free(), self.now());
+                self.core.delivered(deliveries, free, now);
+            }
+            Event::LeasesLost(tags) => self.core.leases_lost(&tags),
+            Event::Lost => {
+                self.is_connected = false;
+                self.core.disconnected();
+            }
+            Event::GaveUp => self.fail(),
+        }
+    }
+
+    /// Goes on as soon as the broker and a process of the pool are there.
+    fn go_on_starting(&mut self) {
+        let Start::Waiting {
+            is_connected: true,
+            is_up,
+        } = self.start
+        else {
+            return;
+        };
+        if !is_up && self.pool.size() > 0 {
+            return;
+        }
+        if self.has_consumer_steps {
+            self.start = Start::Steps;
+            let answer = self.hooks.call(HookCall::StartSteps(Blueprint::Consumer));
+            self.answers
+                .push(Box::pin(async { (Asked::ConsumerSteps, answer.await) }));
+        } else {
+            self.ready();
+        }
+    }
+
+    fn ready(&mut self) {
+        if self.core.shutdown().phase() != Phase::Running {
+            return;
+        }
+        self.start = Start::Ready;
+        self.journal.write(
+            Happening::Ready {
+                hostname: &self.hostname,
+            }
+            .record(),
+        );
+        self.hooks.tell(HookCall::WorkerReady);
+        if self.is_connected {
+            self.core.connected();
+        }
+    }
+
+    fn cannot_go_on(&mut self, reason: &str) {
+        self.journal.write(Happening::GaveUp { reason }.record());
+        self.fail();
+    }
+
+    fn fail(&mut self) {
+        self.start = Start::Failed;
+        let now = self.now();
+        self.core.failed(now);
+    }
+
+    /// Carries out what the core decided.
+    fn act(&mut self) {
+        for effect in self.core.take_effects() {
+            match effect {
+                Effect::Settle(settlement) => self.settlements.push(settlement),
+                Effect::Submit(job) => self.pool.submit(job),
+                Effect::Terminate(key, signal) => self.pool.terminate(key, signal),
+                Effect::Scale(scale) => {
+                    let size = match scale {
+                        Scale::Up(processes) => self.pool.size() + processes,
+                        Scale::Down(processes) => self.pool.size().saturating_sub(processes),
+                    };
+                    let size = self.pool.resize(size);
+                    self.core.pool_resized(size);
+                }
+                Effect::ClosePool => self.pool.close(),
+                Effect::KillPool => self.pool.kill(),
+                Effect::Call(token, call) => {
+                    let answer = self.hooks.call(call);
+                    self.answers
+                        .push(Box::pin(async move { (Asked::Core(token), answer.await) }));
+                }
+                Effect::Tell(call) => self.hooks.tell(call),
+                Effect::Print(text) => (self.console)(&format!("\n{text}\n")),
+                Effect::ExitNow(status) => self.exits_at_once = Some(status),
+            }
+        }
+        let phase = self.core.shutdown().phase();
+        if phase != Phase::Running && !self.steps_are_stopped {
+            self.steps_are_stopped = true;
+            self.stop_steps(phase > Phase::Warm);
+        }
+        let want = self.core.want(self.pool.free());
+        self.consumer.exchange(&mut self.settlements, want);
+    }
+
+    /// Stops the app's own steps, those of the consumer first.
+    fn stop_steps(&self, terminate: bool) {
+        if self.has_consumer_steps && matches!(self.start, Start::Steps | Start::Ready) {
+            let blueprint = Blueprint::Consumer;
+            self.hooks.tell(HookCall::StopSteps {
+                blueprint,
+                terminate,
+            });
+        }
+        if self.has_worker_steps {
+            let blueprint = Blueprint::Worker;
+            self.hooks.tell(HookCall::StopSteps {
+                blueprint,
+                terminate,
+            });
+        }
+    }
+
+    /// Leaves the broker, and has the app say goodbye.
+    async fn leave(&mut self) {
+        self.consumer.stop();
+        while let Some(event) = self.consumer.next().await {
+            if matches!(event, Event::Closed) {
+                break;
+            }
+            self.consumer_told(event);
+            self.act();
+        }
+        if self.keeps_state {
+            let revoked = self.core.revoked_ids();
+            if let Err(error) = self.hooks.call(HookCall::SaveState { revoked }).await {
+                let text = format!("The state database could not be written: {error}");
+                self.journal
+                    .write(Happening::Notice { text: &text }.record());
+            }
+        }
+        // What it says is logged by main.
+        drop(self.hooks.call(HookCall::WorkerShutdown).await);
+    }
+}
