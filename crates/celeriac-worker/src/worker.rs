@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use crate::autoscale::Scale;
 use crate::core::{self, Core, Effect, HookToken};
 use crate::happening::Happening;
-use crate::hooks::{Blueprint, HookCall, Hooks};
+use crate::hooks::{Answer, Blueprint, HookCall, Hooks};
 use crate::receive::consumer::{self, Event, Handle};
 use crate::shutdown::{Phase, Signal};
 
@@ -87,7 +87,7 @@ enum Asked {
     ConsumerSteps,
 }
 
-type Answer = (Asked, Result<serde_json::Value, String>);
+type Answered = (Asked, Result<serde_json::Value, String>);
 
 /// A worker that runs.
 pub struct Worker {
@@ -99,7 +99,7 @@ pub struct Worker {
     clock: Arc<dyn Clock>,
     orders: mpsc::Receiver<OperatorSignal>,
     console: Box<dyn Fn(&str) + Send>,
-    answers: FuturesUnordered<BoxFuture<'static, Answer>>,
+    answers: FuturesUnordered<BoxFuture<'static, Answered>>,
     settlements: Vec<Settlement>,
     start: Start,
     hostname: String,
@@ -113,15 +113,13 @@ pub struct Worker {
 
 impl Worker {
     /// Runs a worker until its end.
-    pub async fn run(parts: Parts) -> End {
+    pub async fn run(mut parts: Parts) -> End {
         let now = Now::read(&*parts.clock);
         let mut failed = false;
+        let mut told = Vec::new();
         if parts.has_worker_steps {
-            let started = parts
-                .hooks
-                .call(HookCall::StartSteps(Blueprint::Worker))
-                .await;
-            if let Err(error) = started {
+            let started = parts.hooks.call(HookCall::StartSteps(Blueprint::Worker));
+            if let Err(error) = attended(&mut *parts.pool, started, &mut told).await {
                 let reason = format!("Unrecoverable error: {error}");
                 parts
                     .journal
@@ -158,6 +156,7 @@ impl Worker {
             exits_at_once: None,
         };
         worker.core.pool_resized(worker.pool.size());
+        worker.pool_told(told);
         if failed {
             worker.fail();
         }
@@ -407,13 +406,31 @@ impl Worker {
         }
         if self.keeps_state {
             let revoked = self.core.revoked_ids();
-            if let Err(error) = self.hooks.call(HookCall::SaveState { revoked }).await {
+            let saved = self.hooks.call(HookCall::SaveState { revoked });
+            if let Err(error) = attended(&mut *self.pool, saved, &mut Vec::new()).await {
                 let text = format!("The state database could not be written: {error}");
                 self.journal
                     .write(Happening::Notice { text: &text }.record());
             }
         }
         // What it says is logged by main.
-        drop(self.hooks.call(HookCall::WorkerShutdown).await);
+        let said = self.hooks.call(HookCall::WorkerShutdown);
+        drop(attended(&mut *self.pool, said, &mut Vec::new()).await);
+    }
+}
+
+/// Waits for an answer of main while the pool is served: should main die, the pool forks its
+/// successor, which is asked again. What the pool tells meanwhile is kept in `told`.
+async fn attended(
+    pool: &mut dyn Pool,
+    answer: Answer,
+    told: &mut Vec<PoolEvent>,
+) -> Result<serde_json::Value, String> {
+    tokio::pin!(answer);
+    loop {
+        tokio::select! {
+            answer = &mut answer => return answer,
+            events = pool.next() => told.extend(events),
+        }
     }
 }

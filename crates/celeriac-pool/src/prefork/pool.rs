@@ -18,7 +18,7 @@ use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
 use super::frame::{self, ChildMessage, JobMessage};
 use super::machine::{Action, Kill, Limits, Machine};
@@ -34,6 +34,8 @@ use crate::sys::seqpacket::{self, SeqPacket};
 const QUEUED_MESSAGES: usize = 256;
 /// Between two looks at the memory of children that have a limit.
 const MEMORY_INTERVAL: Duration = Duration::from_millis(100);
+/// Between two attempts to fork a main.
+const MAIN_INTERVAL: Duration = Duration::from_millis(50);
 /// Waits between attempts to get a new zygote.
 const ZYGOTE_RESTARTS: Doubling = Doubling {
     start: Duration::from_millis(200),
@@ -82,10 +84,11 @@ pub struct PreforkPool {
     messages: mpsc::Receiver<(u32, ChildMessage)>,
     to_messages: mpsc::Sender<(u32, ChildMessage)>,
     main_forks: mpsc::Receiver<oneshot::Sender<UnixStream>>,
-    /// Asked for while there was no zygote.
+    /// A main that was asked for while none could be forked.
     main_waits: Option<oneshot::Sender<UnixStream>>,
+    main_attempts: Interval,
     ended: SignalStream,
-    memory: tokio::time::Interval,
+    memory: Interval,
     told: VecDeque<PoolEvent>,
     is_closed: bool,
 }
@@ -117,8 +120,11 @@ impl PreforkPool {
     ) -> io::Result<(Self, MainForks)> {
         let (to_messages, messages) = mpsc::channel(QUEUED_MESSAGES);
         let (ask_main, main_forks) = mpsc::channel(1);
-        let mut memory = interval(MEMORY_INTERVAL);
-        memory.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let every = |period| {
+            let mut ticks = interval(period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            ticks
+        };
         let pool = Self {
             machine: Machine::new(options.size, options.limits),
             clock,
@@ -131,8 +137,9 @@ impl PreforkPool {
             to_messages,
             main_forks,
             main_waits: None,
+            main_attempts: every(MAIN_INTERVAL),
             ended: signal(SignalKind::child())?,
-            memory,
+            memory: every(MEMORY_INTERVAL),
             told: VecDeque::new(),
             is_closed: false,
         };
@@ -164,6 +171,7 @@ impl PreforkPool {
                         self.is_closed = true;
                         // The end of its channel ends the zygote.
                         self.zygote = None;
+                        self.main_waits = None;
                         self.told.push_back(PoolEvent::Closed);
                     }
                     Action::Tell(event) => self.told.push_back(event),
@@ -290,12 +298,7 @@ impl PreforkPool {
     fn zygote_said(&mut self, event: ZygoteEvent) {
         let now = self.now();
         match event {
-            ZygoteEvent::Hello { .. } => {
-                self.machine.zygote_is_up(now);
-                if let Some(waiting) = self.main_waits.take() {
-                    self.fork_main(waiting);
-                }
-            }
+            ZygoteEvent::Hello { .. } => self.machine.zygote_is_up(now),
             ZygoteEvent::Forked {
                 number: MAIN_NUMBER,
                 ..
@@ -365,6 +368,8 @@ impl PreforkPool {
         });
         match forked {
             Some(stream) => drop(reply.send(stream)),
+            // After the end of the pool there is no zygote to come: whoever asks is told so.
+            None if self.is_closed => {}
             None => self.main_waits = Some(reply),
         }
     }
@@ -389,7 +394,13 @@ impl PreforkPool {
         let is_watching = self.machine.watched().next().is_some();
         tokio::select! {
             biased;
-            Some((number, message)) = self.messages.recv() => self.child_said(number, message),
+            Some((number, message)) = self.messages.recv() => {
+                self.child_said(number, message);
+                // What others said meanwhile is concluded with it, in one turn.
+                while let Ok((number, message)) = self.messages.try_recv() {
+                    self.child_said(number, message);
+                }
+            }
             event = next_of(self.zygote.as_ref()) => self.zygote_said(event),
             _ = self.ended.recv() => {
                 for (pid, status) in process::reap(&self.leaders) {
@@ -401,6 +412,11 @@ impl PreforkPool {
                 self.zygote = Some(zygote);
             }
             Some(reply) = self.main_forks.recv() => self.fork_main(reply),
+            _ = self.main_attempts.tick(), if self.main_waits.is_some() => {
+                if let Some(waiting) = self.main_waits.take() {
+                    self.fork_main(waiting);
+                }
+            }
             _ = self.memory.tick(), if is_watching => self.look_at_memory(),
             () = sleep_until(tick.unwrap_or_else(Instant::now)), if tick.is_some() => {
                 let now = self.now();

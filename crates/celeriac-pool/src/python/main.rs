@@ -256,10 +256,21 @@ impl Service {
             };
             *number += 1;
             let id = queued.answer.is_some().then_some(*number);
-            let written = queued.call.frame(id).write(&mut writer).await;
+            let frame = queued.call.frame(id);
             if queued.answer.is_some() {
                 self.pending.push_back((*number, queued));
             }
+            // Answers are taken while the call is written: main may be waiting to give them before
+            // it reads on.
+            let writing = frame.write(&mut writer);
+            tokio::pin!(writing);
+            let written = loop {
+                tokio::select! {
+                    biased;
+                    written = &mut writing => break written,
+                    Some(text) = answered.recv() => self.answer(&text),
+                }
+            };
             if written.is_err() {
                 break Served::Died;
             }

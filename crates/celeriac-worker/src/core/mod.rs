@@ -7,6 +7,8 @@
 mod conclude;
 mod receive;
 mod run;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

@@ -342,7 +342,8 @@ impl Consumer {
         } else {
             Want::NONE
         };
-        (want, wishes.stops)
+        // The worker is to see all that came, so that it can give it back.
+        (want, wishes.stops && wishes.seen == self.batches)
     }
 
     async fn deliver(&mut self, mut deliveries: Vec<Delivery>, epoch: Epoch) {
