@@ -40,7 +40,10 @@ impl Options {
 /// When the transport is unknown or not part of this build, or an option makes no sense.
 #[cfg_attr(
     not(any(feature = "redis", feature = "sqlite")),
-    expect(unused_variables, reason = "only transports with servers or files have options")
+    expect(
+        unused_variables,
+        reason = "only transports with servers or files have options"
+    )
 )]
 pub fn open(url: &str, options: &Options) -> Result<Arc<dyn Broker>, Error> {
     let invalid = |error: &dyn std::fmt::Display| {

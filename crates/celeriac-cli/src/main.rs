@@ -3,6 +3,7 @@
 mod arguments;
 mod celery;
 mod console;
+mod demo;
 mod failure;
 mod interpreter;
 mod journal;
@@ -26,6 +27,10 @@ fn main() -> ExitCode {
     let global = &arguments.global;
     let failure = match &arguments.command {
         Command::Worker(options) => match worker::run(global, options, &user_words) {
+            Ok(status) => return status,
+            Err(failure) => failure,
+        },
+        Command::Demo(options) => match demo::run(global, options) {
             Ok(status) => return status,
             Err(failure) => failure,
         },

@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Purge(client::PurgeArguments),
     /// Show what the broker has (bindings: only brokers with exchanges).
     List(client::ListArguments),
+    /// Read documents with an example app, on a broker that needs no server.
+    Demo(crate::demo::DemoArguments),
     /// Show what belongs in a bug report.
     Report,
     /// Write a completion script for your shell to standard output.
