@@ -306,6 +306,26 @@ fn short_tasks_are_given_ahead_and_taken_back_from_behind_a_long_one() {
 }
 
 #[test]
+fn a_child_that_has_read_its_next_job_already_is_not_asked_for_it_again_and_again() {
+    let mut world = World::new(1, LIMITS);
+    world.learn("task", Duration::from_micros(200));
+    world.submit(job(1));
+    world.submit(job(2));
+    // It is done with the first and runs the second: that it says so is still on its way, and its
+    // channel is empty.
+    world.now += TAKE_BACK_AFTER;
+    world.machine.tick(world.now);
+    assert_eq!(
+        world.machine.take_actions(),
+        [Action::TakeBack { number: 1 }]
+    );
+    world.machine.taken_back(1, &[], world.now);
+    assert!(!world.machine.has_actions());
+    let next = world.machine.next_tick(world.now);
+    assert!(next.is_none_or(|at| at > world.now), "it would never rest");
+}
+
+#[test]
 fn an_idle_child_comes_before_a_busy_one() {
     let mut world = World::new(2, LIMITS);
     world.learn("task", Duration::from_micros(200));
