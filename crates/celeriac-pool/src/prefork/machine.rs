@@ -191,6 +191,8 @@ struct Started {
     at: Duration,
     soft_at: Option<Duration>,
     hard_at: Option<Duration>,
+    /// When what waits behind it is taken back.
+    take_back_at: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -432,6 +434,7 @@ impl Machine {
             at: now,
             soft_at: due(job.limits.soft),
             hard_at: due(job.limits.hard),
+            take_back_at: now + TAKE_BACK_AFTER,
         });
         let key = job.key;
         self.tell(PoolEvent::Started { key, pid });
@@ -736,9 +739,14 @@ impl Machine {
         if is_ending {
             return;
         }
-        let ran = now.saturating_sub(started.at);
         let is_soft = started.soft_at.is_some_and(|at| at <= now);
         let is_hard = started.hard_at.is_some_and(|at| at <= now);
+        let takes_back = has_more && started.take_back_at <= now;
+        if takes_back {
+            // What is not there to be taken, the child has read: that it is done with the job
+            // before is on its way here, and needs time to arrive.
+            started.take_back_at = now + TAKE_BACK_AFTER;
+        }
         if is_hard {
             started.hard_at = None;
             let cause = LossCause::TimeLimit;
@@ -757,7 +765,7 @@ impl Machine {
             self.tell(PoolEvent::SoftTimeLimit { key });
             self.actions.push(Action::SoftLimit { number, key });
         }
-        if has_more && ran >= TAKE_BACK_AFTER && !is_hard {
+        if takes_back && !is_hard {
             self.take_back_from(number);
         }
     }
@@ -776,7 +784,7 @@ impl Machine {
                 running.and_then(|started| started.hard_at),
                 running
                     .filter(|_| child.jobs.len() > 1)
-                    .map(|started| started.at + TAKE_BACK_AFTER),
+                    .map(|started| started.take_back_at),
             ]
         });
         let waiting = self
