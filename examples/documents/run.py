@@ -36,10 +36,9 @@ _PATIENCE = 15
 
 def main() -> int:
     folder = os.environ.get("DOCS")
-    try:
-        limit = int(os.environ.get("DEMO_LIMIT") or _LIMIT)
-    except ValueError:
-        return _complain(f"DEMO_LIMIT={os.environ['DEMO_LIMIT']} is no number.")
+    limit = os.environ.get("DEMO_LIMIT") or str(_LIMIT)
+    if not limit.isdecimal() or int(limit) == 0:
+        return _complain(f"DEMO_LIMIT={limit} is no number of documents.")
     if folder and not Path(folder).is_dir():
         return _complain(f"DOCS={folder} is no folder.")
     if folder:
@@ -51,9 +50,9 @@ def main() -> int:
         return _complain(f"There are no documents in {where}.\nName a folder with DOCS=…")
     if shutil.which("pdftotext") is None and any(path.suffix.lower() == ".pdf" for path in found):
         print("pdftotext is not installed (Debian: poppler-utils): PDFs are left out.")
-    if len(found) > limit:
+    if len(found) > int(limit):
         print(f"The first {limit} of {len(found)} documents; DEMO_LIMIT= sets another number.")
-    return _run([str(path) for path in found[:limit]])
+    return _run([str(path) for path in found[: int(limit)]])
 
 
 def _run(paths: list[str]) -> int:
