@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from harness import workers  # noqa: E402
-from harness.servers import RedisServer  # noqa: E402
+from harness import workers
+from harness.servers import RedisServer
 
 
 @pytest.fixture(scope="session")

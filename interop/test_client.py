@@ -9,6 +9,7 @@ import pytest
 from celery import chain, chord, group
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded, WorkerLostError
 from celery.result import AsyncResult
+
 from harness.wait import stays, wait_until
 
 TIMEOUT = 20
@@ -135,7 +136,7 @@ def test_a_failure_comes_back_with_its_traceback(calls):
         result.get(timeout=TIMEOUT)
     assert result.state == "FAILURE"
     assert result.result.args == ("boom", 42)
-    assert 'raise ValueError(text, 42)' in result.traceback
+    assert "raise ValueError(text, 42)" in result.traceback
     calls.worker.wait_for("raised unexpected: ValueError('boom', 42)")
 
 
@@ -278,7 +279,7 @@ def test_chains_groups_and_chords(calls):
 
 
 def test_a_chord_whose_header_is_lost_fails(calls):
-    with pytest.raises(Exception, match="WorkerLost|ChordError|SIGKILL"):
+    with pytest.raises(Exception, match=r"WorkerLost|ChordError|SIGKILL"):
         chord([calls.add.s(1, 1), calls.die.s()], calls.total.s())().get(timeout=TIMEOUT)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from harness import processes, workers
 from harness.wait import wait_until
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import pytest
+
 from harness import workers
 from harness.wait import stays, wait_until
 
@@ -159,6 +160,7 @@ def test_a_paused_worker_keeps_its_messages_for_a_while(fleet):
 
 def test_redis_is_restarted_and_consuming_resumes(tmp_path, start, client):
     from conftest import Place
+
     from harness.servers import RedisServer
 
     folder = tmp_path / "own-redis"
@@ -185,6 +187,7 @@ def test_redis_is_restarted_and_consuming_resumes(tmp_path, start, client):
 
 def test_a_second_broker_takes_over(tmp_path, start, client):
     from conftest import Place
+
     from harness.servers import RedisServer
 
     servers = []

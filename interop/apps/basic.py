@@ -51,7 +51,8 @@ def about(self):
     names = (
         "id task args kwargs retries eta expires timelimit group root_id parent_id origin hostname "
         "delivery_info correlation_id reply_to headers is_eager called_directly lang shadow "
-        "argsrepr kwargsrepr stamps stamped_headers replaced_task_nesting ignore_result periodic_task_name"
+        "argsrepr kwargsrepr stamps stamped_headers replaced_task_nesting ignore_result "
+        "periodic_task_name"
     ).split()
     found = {name: getattr(request, name, None) for name in names}
     found["properties"] = request.properties

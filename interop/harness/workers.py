@@ -10,7 +10,6 @@ import sys
 import uuid
 from pathlib import Path
 
-
 from harness import processes
 from harness.wait import wait_until
 
@@ -124,7 +123,9 @@ class Worker:
             found = [pid for pid in below if processes.name_of(pid) == f"celeriac:{name}"]
             return found[0] if found else None
 
-        return wait_until(find, f"{self.name} has a {name}", context=lambda: self.log)
+        pid = wait_until(find, f"{self.name} has a {name}", context=lambda: self.log)
+        assert pid is not None
+        return pid
 
     def send(self, number: int) -> None:
         self.process.send_signal(number)

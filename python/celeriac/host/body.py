@@ -91,8 +91,19 @@ def _from_mapping(payload: dict[str, Any], request: dict[str, Any]) -> Any:
         # Protocol 2 headers over a protocol 1 body: the headers count.
         members = {
             name: payload.get(name)
-            for name in ("lang", "root_id", "parent_id", "group", "meth", "shadow", "eta",
-                         "expires", "argsrepr", "kwargsrepr", "origin")
+            for name in (
+                "lang",
+                "root_id",
+                "parent_id",
+                "group",
+                "meth",
+                "shadow",
+                "eta",
+                "expires",
+                "argsrepr",
+                "kwargsrepr",
+                "origin",
+            )
         }
         members["retries"] = payload.get("retries", 0)
         members["timelimit"] = payload.get("timelimit", (None, None))

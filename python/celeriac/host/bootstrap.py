@@ -1,14 +1,18 @@
 # What the interpreter runs first; the binary sends it through the control channel.
 # It takes the host's modules from the control channel, makes them importable and begins.
+from __future__ import annotations
+
 import importlib.abc
 import importlib.util
 import json
 import os
 import struct
 import sys
+from importlib.machinery import ModuleSpec
+from types import CodeType
 
 
-def read_exactly(fd, length):
+def read_exactly(fd: int, length: int) -> bytes:
     parts = []
     while length:
         part = os.read(fd, min(length, 1 << 20))
@@ -22,28 +26,29 @@ def read_exactly(fd, length):
 class Embedded(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     """Imports the host's modules from the texts that the binary sent."""
 
-    def __init__(self, modules):
+    def __init__(self, modules: list[tuple[str, str]]) -> None:
         self.packages = {name[:-1] for name, _ in modules if name.endswith(".")}
         self.sources = {name.rstrip("."): source for name, source in modules}
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name not in self.sources:
             return None
         return importlib.util.spec_from_loader(
             name, self, origin=f"<celeriac>/{name}", is_package=name in self.packages
         )
 
-    def is_package(self, name):
+    def is_package(self, name: str) -> bool:
         return name in self.packages
 
-    def get_source(self, name):
+    def get_source(self, name: str) -> str:
         return self.sources[name]
 
-    def get_code(self, name):
-        return compile(self.sources[name], f"<celeriac>/{name}", "exec")
+    def get_code(self, name: str) -> CodeType:
+        code: CodeType = compile(self.sources[name], f"<celeriac>/{name}", "exec")
+        return code
 
 
-def begin():
+def begin() -> None:
     control, zygote = int(sys.argv[1]), int(sys.argv[2])
     text_length, _ = struct.unpack(">II", read_exactly(control, 8))
     start = json.loads(read_exactly(control, text_length))

@@ -73,9 +73,7 @@ def install_workloop() -> None:
     billiard.pool.Worker.workloop = _workloop
 
 
-def run(
-    worker: Any, zygote: int, number: int, index: int, channel: int, page: int
-) -> NoReturn:
+def run(worker: Any, zygote: int, number: int, index: int, channel: int, page: int) -> NoReturn:
     """Lives the life of a child; called in the forked process."""
     code = 1
     try:
@@ -180,6 +178,7 @@ def _workloop(self: Any, debug: Any = None, now: Any = None, pid: int | None = N
         _, flags, _, request_length, job = unpack_job(message)
         self.current_job = job
         leave = None
+        report: tuple[int, float | None, bytes]
         try:
             try:
                 end = offset + request_length
@@ -263,9 +262,7 @@ def _raised(exc: BaseException, flags: int) -> tuple[int, float | None, bytes]:
     return RAISED, None, _failure(exc, info, pickled=info)
 
 
-def _failure(
-    exc: Any, info: Any = None, *, pickled: Any = None, **members: Any
-) -> bytes:
+def _failure(exc: Any, info: Any = None, *, pickled: Any = None, **members: Any) -> bytes:
     """The details of a failure: a JSON text, a NUL, and the pickled exception if asked for."""
     from kombu.utils.encoding import safe_repr, safe_str
 

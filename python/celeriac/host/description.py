@@ -74,16 +74,12 @@ def describe(worker: Any) -> dict[str, Any]:
         "accept_content": sorted(prepare_accept_content(conf.accept_content)),
         "queues": [_queue(queue) for queue in app.amqp.queues.consume_from.values()],
         "tasks": {name: _task(task, warnings) for name, task in app.tasks.items()},
-        "signals": [
-            name for name in SIGNALS if getattr(_celery_signals(), name).receivers
-        ],
+        "signals": [name for name in SIGNALS if getattr(_celery_signals(), name).receivers],
         "settings": {name: conf.get(name) for name in SETTINGS},
         "logging": _logging(worker),
         "revoked": _revoked(worker),
         "threads": [
-            thread.name
-            for thread in threading.enumerate()
-            if thread is not threading.main_thread()
+            thread.name for thread in threading.enumerate() if thread is not threading.main_thread()
         ],
         "has_worker_steps": bool(app.steps["worker"]),
         "has_consumer_steps": bool(hosted.user_consumer_steps(app)[0]),

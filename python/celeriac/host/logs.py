@@ -32,7 +32,7 @@ class JsonFormatter(logging.Formatter):
             if task and task.request:
                 members["task_id"] = task.request.id
                 members["task_name"] = task.name
-        if record.exc_info and record.exc_info is not True:
+        if isinstance(record.exc_info, tuple):
             members["exception"] = self.formatException(record.exc_info)
         return json.dumps(members, default=repr)
 

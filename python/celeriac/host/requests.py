@@ -49,9 +49,7 @@ class Requests:
         return head
 
     def task_received(self, message: dict[str, Any], body: bytes) -> None:
-        signals.task_received.send(
-            sender=self._consumer, request=self._request(message, body)
-        )
+        signals.task_received.send(sender=self._consumer, request=self._request(message, body))
 
     def task_rejected(
         self, message: dict[str, Any], body: bytes, reason: str | None = None
@@ -142,9 +140,7 @@ class Requests:
         info = _unpickle(pickle) or _raise(Reject(exception, requeue))
         self._request(message, body).on_failure(info, return_ok=True)
 
-    def raised(
-        self, message: dict[str, Any], body: bytes, exception: str, pickle: str
-    ) -> None:
+    def raised(self, message: dict[str, Any], body: bytes, exception: str, pickle: str) -> None:
         """Fails a task whose tracer raised."""
         request = self._request(message, body)
         info = _unpickle(pickle) or _raise(RuntimeError(exception))
@@ -250,8 +246,8 @@ def _raise(exc: BaseException) -> ExceptionInfo:
 
 
 def _exception(info: ExceptionInfo) -> BaseException:
-    exc = info.exception
-    return getattr(exc, "exc", exc)
+    exc: BaseException = getattr(info.exception, "exc", info.exception)
+    return exc
 
 
 def _unpickle(data: str) -> ExceptionInfo | None:

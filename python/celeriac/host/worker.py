@@ -9,6 +9,7 @@ consumer have stand-ins of the same names here, so that an app's own steps can r
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import os
 from typing import Any, Callable
 
@@ -139,7 +140,7 @@ _CONSUMER_STEPS = [
 ]
 
 
-class _Blueprint(bootsteps.Blueprint):
+class _Blueprint(bootsteps.Blueprint):  # type: ignore[misc]
     """A blueprint whose stand-ins answer for Celery's own steps wherever they are required."""
 
     def _firstpass(self, steps: dict[str, Any]) -> None:
@@ -160,7 +161,8 @@ class _ConsumerBlueprint(_Blueprint):
 
 def user_consumer_steps(app: Any) -> tuple[list[Any], list[Any]]:
     """The app's consumer steps: those that only start and stop, and those that consume."""
-    plain, consuming = [], []
+    plain: list[Any] = []
+    consuming: list[Any] = []
     for step in app.steps["consumer"]:
         is_consuming = isinstance(step, type) and issubclass(step, bootsteps.ConsumerStep)
         (consuming if is_consuming else plain).append(step)
@@ -171,7 +173,7 @@ def hosted_worker_class(app: Any) -> type[Any]:
     """``app.Worker``, less what the Rust parent does."""
     base: type[Any] = app.Worker
 
-    class HostedWorker(base):  # type: ignore[misc, valid-type]
+    class HostedWorker(base):  # type: ignore[misc]
         Blueprint = _WorkerBlueprint
 
         def setup_instance(self, **kwargs: Any) -> None:
@@ -287,6 +289,7 @@ def formats_records_itself(worker: Any) -> bool:
     return (
         type(handler) not in (logging.StreamHandler, logging.handlers.WatchedFileHandler)
         or bool(handler.filters)
+        or formatter is None
         or type(formatter) is not ColorFormatter
         or formatter._fmt != worker.app.conf.worker_log_format
     )
