@@ -2,12 +2,17 @@
 # It takes the host's modules from the control channel, makes them importable and begins.
 from __future__ import annotations
 
+import os
+import sys
+
+# `-c` puts the working directory first; the host does that when Celery itself is imported. Until
+# then a file there must not hide a module of the standard library.
+sys.path[:] = [entry for entry in sys.path if entry]
+
 import importlib.abc
 import importlib.util
 import json
-import os
 import struct
-import sys
 from importlib.machinery import ModuleSpec
 from types import CodeType
 
@@ -53,8 +58,6 @@ def begin() -> None:
     text_length, _ = struct.unpack(">II", read_exactly(control, 8))
     start = json.loads(read_exactly(control, text_length))
     sys.meta_path.insert(0, Embedded(start.pop("modules")))
-    # `-c` puts the working directory first; the host does that when Celery itself is imported.
-    sys.path[:] = [entry for entry in sys.path if entry]
     from celeriac.host.start import run
 
     run(control, zygote, start)

@@ -257,7 +257,8 @@ def _raised(exc: BaseException, flags: int) -> tuple[int, float | None, bytes]:
         return REJECT, None, _failure(exc, info, pickled=info, requeue=bool(exc.requeue))
     if isinstance(exc, (SystemExit, KeyboardInterrupt)):
         code = exc.code if isinstance(exc, SystemExit) else 1
-        status = 0 if code is None else code if isinstance(code, int) else 1
+        # What the operating system would make of it.
+        status = 0 if code is None else int(code) & 0xFF if isinstance(code, int) else 1
         return LEFT, None, _failure(exc, info, status=status)
     return RAISED, None, _failure(exc, info, pickled=info)
 
@@ -267,18 +268,29 @@ def _failure(exc: Any, info: Any = None, *, pickled: Any = None, **members: Any)
     from kombu.utils.encoding import safe_repr, safe_str
 
     traceback = safe_str(info.traceback) if info is not None else None
-    text = json.dumps(
-        {
-            "exception": safe_repr(exc)[:_TEXT_LIMIT],
-            "traceback": traceback and traceback[-_TEXT_LIMIT:],
-            **members,
-        }
-    ).encode()
+    text = _json(safe_repr(exc), traceback, **members)
     return text + b"\0" + _pickle(pickled) if pickled is not None else text
 
 
 def _text(text: str) -> bytes:
-    return json.dumps({"exception": text[:_TEXT_LIMIT], "traceback": None}).encode()
+    return _json(text, None)
+
+
+def _json(exception: str, traceback: str | None, **members: Any) -> bytes:
+    """The details as the parent reads them: UTF-8 whatever the app's texts hold, and short enough
+    whatever of it JSON has to escape."""
+    limit = _TEXT_LIMIT
+    while True:
+        details = {
+            "exception": exception[:limit],
+            "traceback": traceback and traceback[-limit:],
+            **members,
+        }
+        # Lone surrogates, such as undecodable file names have, are no UTF-8 and no JSON.
+        data = json.dumps(details, ensure_ascii=False).encode("utf-8", "replace")
+        if len(data) <= 2 * _TEXT_LIMIT + 1024:
+            return data
+        limit //= 2
 
 
 def _pickle(info: Any) -> bytes:

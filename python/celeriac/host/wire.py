@@ -44,7 +44,8 @@ class Channel:
         Raises:
             Closed: when the other side has closed the channel.
         """
-        text = json.dumps(message, default=repr).encode()
+        # Lone surrogates, such as undecodable file names have, are no UTF-8 and no JSON.
+        text = json.dumps(message, default=repr, ensure_ascii=False).encode("utf-8", "replace")
         try:
             with self._write_lock:
                 self._sock.sendall(_LENGTHS.pack(len(text), len(blob)) + text + blob)
