@@ -64,6 +64,15 @@ def find_app(name: str | None) -> Any:
     try:
         app = celery_find_app(name)
     except ModuleNotFoundError as exc:
+        if ":" in name and exc.name == name:
+            # What Celery tries last when the module lacks the attribute.
+            module, _, attribute = name.partition(":")
+            raise StartError(
+                f"Unable to load celery application.\nModule '{module}' has no attribute "
+                f"'{attribute}'",
+                hint="name the app's variable: -A module:variable",
+                exit_status=EX_USAGE,
+            ) from exc
         if _is_part_of(exc.name, name):
             raise StartError(
                 f"Unable to load celery application.\nThe module {exc.name} was not found.",
@@ -100,8 +109,22 @@ def find_app(name: str | None) -> Any:
 def format_exception(exc: BaseException) -> str:
     """The traceback as the app's author should see it: without the frames of this package, of the
     import machinery, and of Celery's own search for the app."""
-    tail = traceback_of_app(exc.__traceback__)
-    return "".join(traceback.format_exception(type(exc), exc, tail)).rstrip("\n")
+    context = exc.__context__
+    if isinstance(context, ValueError) and str(exc).startswith("Couldn't import "):
+        # kombu's words around the app's own error.
+        exc = context
+    link: BaseException | None = exc
+    while link is not None:
+        link.__traceback__ = traceback_of_app(link.__traceback__)
+        context = link.__context__
+        # The search for the app tries several names: what failed on the way, or failed the same
+        # way before, says nothing about the app.
+        if context is not None and link.__cause__ is None:
+            is_same = repr(context) == repr(link)
+            if is_same or traceback_of_app(context.__traceback__) is None:
+                link.__context__ = None
+        link = link.__cause__ or link.__context__
+    return "".join(traceback.format_exception(type(exc), exc, exc.__traceback__)).rstrip("\n")
 
 
 def traceback_of_app(tb: TracebackType | None) -> TracebackType | None:

@@ -114,7 +114,7 @@ def concurrency(app: Any, value: str | None) -> Any:
         return app.conf.worker_concurrency
     if value.strip().lower() == "auto":
         return "auto"
-    if not value.isdigit():
+    if not value.isdecimal():
         raise StartError(
             f"Invalid value for '-c' / '--concurrency': must be a non-negative integer or 'auto', "
             f"got {value!r}",

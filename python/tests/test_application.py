@@ -1,0 +1,110 @@
+"""Finding the app as ``celery -A`` finds it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from celeriac.host import application
+from celeriac.host.errors import StartError
+
+APP = "from celery import Celery\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A working directory whose modules are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def write(folder: Path, name: str, text: str) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def find(name: str):
+    application.put_workdir_on_path()
+    return application.find_app(name)
+
+
+@pytest.mark.parametrize(
+    "file, text, name",
+    [
+        ("one.py", "app = Celery('found')", "one"),
+        ("one.py", "celery = Celery('found')", "one"),
+        ("one.py", "anything = Celery('found')", "one"),
+        ("one.py", "other = Celery('other'); mine = Celery('found')", "one:mine"),
+        ("one.py", "mine = Celery('found')", "one.mine"),
+        ("package/celery.py", "app = Celery('found')", "package"),
+        ("package/celery.py", "app = Celery('found')", "package.celery"),
+        ("package/deep/tasks.py", "app = Celery('found')", "package.deep.tasks:app"),
+    ],
+)
+def test_every_spelling_of_an_app_is_found(folder, file, text, name):
+    if "/" in file:
+        write(folder, "package/__init__.py", "")
+        write(folder, "package/deep/__init__.py", "")
+    write(folder, file, f"{APP}{text}\n")
+    assert find(name).main == "found"
+
+
+def test_a_proxy_is_looked_through(folder):
+    write(folder, "proxied.py", f"{APP}from celery.local import Proxy\nreal = Celery('found')\n")
+    with open(folder / "proxied.py", "a") as file:
+        file.write("app = Proxy(lambda: real)\n")
+    found = find("proxied")
+    assert type(found).__name__ == "Celery"
+    assert found is sys.modules["proxied"].real
+
+
+@pytest.mark.parametrize("name", ["nothing", "nothing.at.all", "nothing:app"])
+def test_a_missing_module_is_named(folder, name):
+    with pytest.raises(StartError, match=r"The module nothing was not found") as caught:
+        find(name)
+    assert caught.value.exit_status == 2
+    assert caught.value.traceback is None
+    assert str(folder) in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text, name, message",
+    [
+        ("x = 1", "one", "has no attribute 'celery'"),
+        ("x = 1", "one:app", "has no attribute 'app'"),
+        ("x = 1", "one:x", "one:x is an int, not a Celery app"),
+    ],
+)
+def test_a_missing_app_is_named(folder, text, name, message):
+    write(folder, "one.py", text)
+    with pytest.raises(StartError, match=message) as caught:
+        find(name)
+    assert caught.value.exit_status == 2
+    assert "name the app's variable: -A " in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text, last",
+    [
+        ("import no_such_thing", "ModuleNotFoundError: No module named 'no_such_thing'"),
+        ("raise ValueError('theirs')", "ValueError: theirs"),
+        ("None.app", "AttributeError: 'NoneType' object has no attribute 'app'"),
+        ("import sys; sys.exit('enough')", "SystemExit: enough"),
+        ("def broken(:", "SyntaxError: invalid syntax"),
+    ],
+)
+def test_an_error_of_the_app_comes_with_its_traceback_alone(folder, text, last):
+    write(folder, "one.py", f"{text}\n")
+    with pytest.raises(StartError, match="the following error occurred") as caught:
+        find("one")
+    lines = caught.value.traceback.splitlines()
+    assert lines[-1] == last
+    files = [line for line in lines if line.startswith('  File "')]
+    assert len(files) == 1 and str(folder / "one.py") in files[0]
+    assert caught.value.exit_status == 2
