@@ -286,13 +286,15 @@ def test_members_of_protocol_1_of_any_type(target):
 def test_bodies_of_any_shape(target):
     begun = target()
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    # Celery takes a text for a list of the names of callbacks, and sends a message for each.
+    embedded = [value for value in VALUES if not isinstance(value, str) or len(value) < 100]
     bodies: list[Any] = [
         *VALUES,
         *([value, {}, embed] for value in VALUES),
         *([[], value, embed] for value in VALUES),
         *([[], {}, value] for value in VALUES),
-        *([[], {}, {**embed, name: value}] for name in embed for value in VALUES),
-        *([[], {}, {**embed, name: [value]}] for name in embed for value in VALUES),
+        *([[], {}, {**embed, name: value}] for name in embed for value in embedded),
+        *([[], {}, {**embed, name: [value]}] for name in embed for value in embedded),
         [[], {}],
         [[], {}, {}, {}],
         {"args": [], "kwargs": {}},
@@ -460,7 +462,9 @@ def test_a_small_message_that_unpacks_to_a_large_one(target):
 def test_an_eta_at_the_end_of_time_waits_and_is_given_back(place, target):
     begun = target()
     begun.put(protocol_2("basic.echo", eta="9999-12-31T23:59:59.999999+00:00"))
-    wait_until(lambda: begun.queues.held() == 1, "the worker holds it")
+    wait_until(
+        lambda: begun.queues.held() == 1, "it is held", TIMEOUT, lambda: begun.worker.log[-3000:]
+    )
     assert begun.app.add.delay(1, 2).get(timeout=TIMEOUT) == 3
     begun.put(protocol_2("basic.echo", eta="9999-12-31T23:59:59-23:59"))
     assert begun.app.add.delay(1, 2).get(timeout=TIMEOUT) == 3

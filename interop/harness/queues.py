@@ -36,7 +36,7 @@ class Queues(Protocol):
 
 class RedisQueues:
     def __init__(self, url: str) -> None:
-        self.client = redis.Redis.from_url(url)
+        self.client = redis.Redis.from_url(url, socket_timeout=120)
 
     def put(self, payload: bytes, queue: str = "celery") -> None:
         self.client.lpush(queue, payload)
@@ -133,7 +133,7 @@ def envelope(
     return {**own, **members}
 
 
-def protocol_2(task: str, body: bytes | str = "[[], {}, {}]", **headers: Any) -> dict[str, Any]:
+def protocol_2(task: str, body: bytes | str = "[[], {}, {}]", /, **headers: Any) -> dict[str, Any]:
     """A message of protocol 2 with all its headers; ``headers`` replace or add to them."""
     task_id = str(uuid.uuid4())
     own = {
