@@ -482,3 +482,13 @@ def test_the_same_tag_and_id_many_times(target):
     begun.assert_well("200 copies of a message")
     assert begun.worker.log.count(f"[{message['headers']['id']}] succeeded") == 200
     begun.stop()
+
+
+@pytest.mark.parametrize("size", [30_000, 60_000, 125_000, 150_000, 205_000, 300_000, 2_000_000])
+def test_a_long_header_reaches_its_task(target, size):
+    begun = target()
+    sent = begun.app.about.apply_async(headers={"tenant": "x" * size})
+    wait_until(sent.ready, "it ran", TIMEOUT, lambda: begun.worker.log[-2000:])
+    assert len(sent.get()["headers"]["tenant"]) == size
+    begun.assert_well(f"a header of {size}")
+    begun.stop()
