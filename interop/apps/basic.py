@@ -130,6 +130,33 @@ def sleep_safe(seconds, file, text):
     return text
 
 
+@app.task(bind=True, acks_late=True)
+def stopped_once(self, file, text):
+    """Runs until it is stopped; the second time it ends at once."""
+    note(file, f"start {text}")
+    if not self.request.delivery_info["redelivered"]:
+        time.sleep(300)
+    return text
+
+
+@app.task
+def sleep_and_clean_up(file):
+    note(file, "start cleaned")
+    try:
+        time.sleep(300)
+    finally:
+        note(file, "cleaned up")
+
+
+@app.task
+def signals_of_a_program():
+    """The signals that a program started by a task ignores."""
+    status = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True).stdout
+    (ignored,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigIgn")]
+    mask = int(ignored, 16)
+    return [number.name for number in signal.Signals if mask >> (number - 1) & 1]
+
+
 @app.task(bind=True, soft_time_limit=1)
 def soft_limited(self, seconds):
     try:
@@ -204,6 +231,20 @@ def pid():
 @app.task
 def parent_pid():
     return os.getppid()
+
+
+@app.task
+def identity(file):
+    """Who the task is, and what files it makes."""
+    Path(file).touch(0o666)
+    mask = os.umask(0)
+    os.umask(mask)
+    return {
+        "uids": os.getresuid(),
+        "gids": os.getresgid(),
+        "groups": os.getgroups(),
+        "umask": mask,
+    }
 
 
 @app.task

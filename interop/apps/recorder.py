@@ -17,6 +17,7 @@ from typing import Any
 from billiard import current_process
 from celery import Celery, Task, bootsteps, signals
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.app.task import Context
 from celery.loaders.app import AppLoader
 from celery.utils.dispatch import Signal
 from celery.worker.request import Request
@@ -46,16 +47,15 @@ _SHOWN_AS_REPR = ("exception", "reason", "result", "retval", "exc", "args", "kwa
 def _details(sender: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     if isinstance(sender, Task):
         who: Any = f"task {sender.name}"
-    elif isinstance(sender, str):
-        who = "str"
     else:
-        who = type(sender).__name__
+        # The consumer and the pool of a worker that has them elsewhere are stand-ins.
+        who = type(sender).__name__.removeprefix("Hosted").replace("TaskPool", "Pool")
     shown = {name: arguments[name] for name in _SHOWN if name in arguments}
     shown |= {name: repr(arguments[name]) for name in _SHOWN_AS_REPR if name in arguments}
     if "einfo" in arguments:
         shown["einfo"] = [type(arguments["einfo"]).__name__, bool(arguments["einfo"].traceback)]
     if "request" in arguments:
-        shown["request"] = type(arguments["request"]).__name__
+        shown["request"] = isinstance(arguments["request"], Request | Context)
     if "task" in arguments:
         shown["task"] = arguments["task"].name
     return {"sender": who, "names": sorted(arguments), "shown": shown}
