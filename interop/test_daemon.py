@@ -445,3 +445,10 @@ def test_options_may_come_from_the_environment(redis_place, start, client):
         app.sleep.delay(60).get(timeout=TIMEOUT)
     assert worker.stop() == 0
 
+
+def test_of_an_option_that_is_given_twice_the_last_counts(redis_place, start):
+    """Scripts add options to a command line that has them already."""
+    worker = start(redis_place, "-c", "3", "-l", "INFO", "--concurrency", "2", "-E", "-E")
+    wait_until(lambda: len(worker.children()) == 2, "there are two processes", TIMEOUT)
+    assert "concurrency: 2" in worker.log
+    assert worker.stop() == 0

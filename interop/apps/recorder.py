@@ -39,6 +39,11 @@ def record(event: str, **details: Any) -> None:
         os.close(fd)
 
 
+def kind(thing: Any) -> str:
+    """The name of a class; a worker that has its pool elsewhere has stand-ins for Celery's."""
+    return type(thing).__name__.removeprefix("Hosted").replace("TaskPool", "Pool")
+
+
 #: Arguments of signals whose values are the same in each run.
 _SHOWN = ("state", "terminated", "signum", "expired", "sig", "how", "exitcode", "name")
 _SHOWN_AS_REPR = ("exception", "reason", "result", "retval", "exc", "args", "kwargs")
@@ -48,8 +53,7 @@ def _details(sender: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     if isinstance(sender, Task):
         who: Any = f"task {sender.name}"
     else:
-        # The consumer and the pool of a worker that has them elsewhere are stand-ins.
-        who = type(sender).__name__.removeprefix("Hosted").replace("TaskPool", "Pool")
+        who = kind(sender)
     shown = {name: arguments[name] for name in _SHOWN if name in arguments}
     shown |= {name: repr(arguments[name]) for name in _SHOWN_AS_REPR if name in arguments}
     if "einfo" in arguments:
@@ -191,7 +195,7 @@ app.on_after_fork.connect(_recorder("app.on_after_fork"), weak=False)
 def _step(event: str, **members: Any) -> Any:
     def method(name: str) -> Any:
         def call(self: Any, parent: Any, *_: Any, **__: Any) -> None:
-            record(f"{event}.{name}", shown={"parent": type(parent).__name__})
+            record(f"{event}.{name}", shown={"parent": kind(parent)})
 
         return call
 
