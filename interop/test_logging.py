@@ -153,8 +153,9 @@ def test_the_lines_are_celerys(redis_server, tmp_path, name):
         ("%n.log", ["w1.log"]),
         ("%n%I.log", ["w1-1.log", "w1-2.log", "w1.log"]),
         ("%n-%i.log", ["w1-0.log", "w1-1.log", "w1-2.log"]),
-        ("%h.log", ["w1@here.there.log"]),
-        ("%d.log", ["here.there.log"]),
+        ("%h.log", ["here.there.log"]),
+        ("%d.log", ["there.log"]),
+        ("%p.log", ["w1@here.there.log"]),
     ],
 )
 def test_names_of_log_files(redis_place, start, pattern, names):
@@ -196,14 +197,14 @@ def test_a_log_file_is_appended_to_and_survives_rotation(redis_place, start):
     worker = start(redis_place, "-c", "1", "-f", str(file), app="logs", ready=False)
     finish(redis_place, "say", "one")
     assert file.read_text().startswith("from before\n")
-    wait_until(lambda: "MARK print one" in file.read_text(), "it is written", TIMEOUT)
+    wait_until(lambda: "MARK task logger one" in file.read_text(), "it is written", TIMEOUT)
     # logrotate's copytruncate.
     wait_until(lambda: "succeeded in" in file.read_text(), "all is written", TIMEOUT)
     os.truncate(file, 0)
     finish(redis_place, "say", "two", task_id="the-second")
     wait_until(lambda: "[the-second] succeeded in" in file.read_text(), "all is written", TIMEOUT)
     text = file.read_text()
-    assert "\0" not in text and "one" not in text
+    assert "\0" not in text and "logger one" not in text
     assert text.startswith("[20") and "Task say[the-second] received" in text
     # logrotate's create.
     file.rename(redis_place.folder / "w.log.1")
@@ -251,6 +252,22 @@ def test_json_lines(redis_place, start, way, to_file):
     assert "Traceback (most recent call last)" in failed["message"] + failed.get("exception", "")
     assert "MARK ready hook" in messages
     assert len([r for r in records if r["message"] == "MARK ready hook"]) == 1
+
+
+def test_json_lines_in_a_file_for_each_process(redis_place, start):
+    """``%I`` has every child set up logging for itself."""
+    folder = redis_place.folder / "logs"
+    folder.mkdir()
+    worker = start(
+        redis_place, "-c", "1", "-n", "w1@h", "--log-format", "json", "-f", f"{folder}/%n%I.log",
+        app="logs", kind="celeriac", ready=False,
+    )  # fmt: skip
+    finish(redis_place, "say", "hello", task_id="the-first")
+    assert worker.stop(timeout=TIMEOUT) == 0
+    assert sorted(os.listdir(folder)) == ["w1-1.log", "w1.log"]
+    for name, message in (("w1-1", "MARK task logger hello"), ("w1", "Task say[the-first] received")):
+        records = [json.loads(line) for line in (folder / f"{name}.log").read_text().splitlines()]
+        assert [r["task_id"] for r in records if r["message"] == message] == ["the-first"]
 
 
 # -- levels ---------------------------------------------------------------------------------------
