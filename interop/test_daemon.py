@@ -110,7 +110,7 @@ def test_a_worker_in_the_background_keeps_its_working_directory(background):
         "import os\nfrom celery import Celery\n"
         "app = Celery('here', broker=os.environ['INTEROP_BROKER'],"
         " backend=os.environ['INTEROP_BACKEND'])\n"
-        "app.task(name='where')(lambda: os.getcwd())\n"
+        "@app.task(name='where')\ndef where():\n    return os.getcwd()\n"
     )
     answer = workers.run(
         workers.KIND,
@@ -125,6 +125,22 @@ def test_a_worker_in_the_background_keeps_its_working_directory(background):
 
     app = Celery(broker=background.place.broker, backend=background.place.backend)
     assert app.send_task("where").get(timeout=TIMEOUT) == str(folder)
+
+
+def test_a_worker_in_the_background_can_be_restarted(background, client):
+    folder = background.place.folder
+    pidfile, logfile = folder / "w.pid", folder / "w.log"
+    answer = background.start(f"--pidfile={pidfile}", f"--logfile={logfile}")
+    assert answer.returncode == 0, answer
+    wait_until(lambda: logfile.exists() and " ready." in logfile.read_text(), "ready", TIMEOUT)
+    pid = pid_in(pidfile)
+    os.kill(pid, signal.SIGHUP)
+    wait_until(lambda: logfile.read_text().count(" ready.") == 2, "ready again", TIMEOUT)
+    assert client(background.place).add.delay(1, 2).get(timeout=TIMEOUT) == 3
+    again = pid_in(pidfile)
+    os.kill(again, signal.SIGTERM)
+    wait_until(lambda: not background.processes(), "nothing is left", TIMEOUT)
+    assert not pidfile.exists()
 
 
 # -- the pidfile -------------------------------------------------------------------------------

@@ -385,3 +385,32 @@ def test_signals_of_a_worker_are_not_those_of_its_programs(redis_place, start, c
     expected = {"SIGINT"} if workers.KIND == "celery" else set(names) & {"SIGINT", "SIGPIPE"}
     assert set(names) - {"SIGPIPE", "SIGXFSZ"} <= expected, names
     assert signal.SIGTERM.name not in names
+
+
+@pytest.mark.parametrize("number", [SIGTERM, SIGINT])
+def test_a_worker_that_is_still_loading_its_app_can_be_ended(redis_place, start, number):
+    folder = redis_place.folder
+    (folder / "slow.py").write_text(
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(folder)!r}, 'loading').touch()\n"
+        "time.sleep(300)\n"
+    )
+    worker = start(
+        redis_place, "-c", "1", app="slow", variables={"PYTHONPATH": str(folder)}, ready=False
+    )
+    wait_until((folder / "loading").exists, "it loads", TIMEOUT)
+    worker.send(number)
+    assert worker.wait(TIMEOUT) != 0
+    wait_until(lambda: not worker.leftovers(), "nothing is left of it", TIMEOUT)
+
+
+def test_a_warm_shutdown_of_replaced_processes_loses_nothing(keeping, start, client):
+    app = client(keeping)
+    results = [app.sleep_late.delay(0.05, keeping.file(), str(n)) for n in range(60)]
+    for _ in range(3):
+        worker = start(keeping, "-c", "2", "--max-tasks-per-child", "1")
+        wait_until(lambda: any(result.ready() for result in results), "it works", TIMEOUT)
+        assert shut_down(worker, SIGTERM) == 0
+    start(keeping, "-c", "2")
+    assert [result.get(timeout=TIMEOUT) for result in results] == [str(n) for n in range(60)]
+    assert len(keeping.lines()) == 120

@@ -79,6 +79,20 @@ if WAY == "level":
 @signals.worker_ready.connect
 def say_ready(**_):
     get_logger("logs.hooks").info("MARK ready hook")
+    print("MARK printed in main")
+
+
+@signals.worker_process_init.connect
+@signals.worker_process_shutdown.connect
+def say_process(**_):
+    get_logger("logs.hooks").info("MARK process hook")
+    print("MARK printed at the edge of a process")
+
+
+@signals.worker_shutting_down.connect
+@signals.worker_shutdown.connect
+def say_end(**_):
+    get_logger("logs.hooks").warning("MARK end hook")
 
 
 @app.task(name="say")
