@@ -26,6 +26,12 @@ def is_running(pid: int) -> bool:
     return bool(stat) and stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
+def is_zombie(pid: int) -> bool:
+    """Whether a process has ended and nobody has asked how."""
+    stat = _read(pid, "stat")
+    return bool(stat) and stat.rpartition(")")[2].split()[0] == "Z"
+
+
 def descendants(pid: int) -> list[int]:
     """All processes below ``pid``, nearest first."""
     children: dict[int, list[int]] = {}
@@ -71,6 +77,22 @@ def pss_kib(pid: int) -> int:
         if line.startswith("Pss:"):
             return int(line.split()[1])
     return 0
+
+
+def rss_kib(pid: int) -> int:
+    """Memory of a process, with all of what it shares."""
+    for line in _read(pid, "status").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    return 0
+
+
+def open_files(pid: int) -> int:
+    """How many descriptors a process has."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
 
 
 def _read(pid: int, name: str) -> str:
