@@ -1,0 +1,40 @@
+"""The app of the comparison: tasks that do next to nothing but say when they ran."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+
+from celery import Celery
+
+app = Celery("small", broker=os.environ["BENCH_BROKER"], backend=os.environ["BENCH_BACKEND"])
+
+_STAMP = struct.Struct("<q")
+_completions: int | None = None
+
+
+def _completed() -> None:
+    """Writes when this task ran: one small write, which the kernel appends whole."""
+    global _completions
+    if _completions is None:
+        # Opened by the process that runs tasks, so that no worker has to keep it over a fork.
+        _completions = os.open(os.environ["BENCH_COMPLETIONS"], os.O_WRONLY | os.O_APPEND)
+    os.write(_completions, _STAMP.pack(time.monotonic_ns()))
+
+
+@app.task(name="ignored", ignore_result=True)
+def ignored(*_args: object) -> None:
+    _completed()
+
+
+@app.task(name="stored")
+def stored() -> int:
+    _completed()
+    return 42
+
+
+@app.task(name="pause", ignore_result=True)
+def pause(seconds: float) -> None:
+    time.sleep(seconds)
+    _completed()

@@ -1,0 +1,1 @@
+"""What the rows of the comparison are measured with."""

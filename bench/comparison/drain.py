@@ -1,0 +1,63 @@
+"""Draining a backlog: how fast, and with how much CPU a task.
+
+The workers are warm and the backlog is complete before it is released. The measured time begins
+:data:`SETTLING` after the first task, and ends after the given time or with the last task, should
+the backlog not last. Both workers get the same backlog.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from comparison.cpu import Cpu
+from comparison.place import Place
+from comparison.worker import Worker
+
+#: Caches fill and pipelines start.
+SETTLING = 0.5
+_FIRST = 60.0
+_PAUSE = 0.01
+
+
+@dataclass(frozen=True)
+class Drain:
+    #: Tasks a second.
+    rate: float
+    #: Tasks that the CPU time was used for.
+    tasks: int
+    used: Cpu
+
+    def micros(self, seconds: float) -> float:
+        """Microseconds a task."""
+        return seconds / self.tasks * 1e6
+
+
+def drain(place: Place, worker: Worker, count: int, seconds: float) -> Drain:
+    """Releases the staged backlog of ``count`` messages, and measures.
+
+    Raises:
+        TimedOut: when nothing runs.
+    """
+    completions = place.completions
+    before = completions.count()
+    end_count = before + count
+    place.backlog.release()
+    completions.wait_for(before + 1, _FIRST, worker.is_alive, pause=0.001)
+    # A backlog that does not last so long is measured from its first task.
+    _sleep_until(time.monotonic() + min(SETTLING, seconds / 4))
+    began, began_count, began_cpu = time.monotonic(), completions.count(), worker.cpu()
+    deadline = began + seconds
+    while (now := time.monotonic()) < deadline and completions.count() < end_count:
+        time.sleep(min(_PAUSE, deadline - now))
+    ended, ended_count, ended_cpu = time.monotonic(), completions.count(), worker.cpu()
+    stamps = completions.stamps()
+    if ended_count >= end_count:
+        ended = stamps[-1]
+    ran = sum(began <= stamp <= ended for stamp in stamps)
+    assert ran and ended_count > began_count, "no task ran in the measured time"
+    return Drain(ran / (ended - began), ended_count - began_count, ended_cpu - began_cpu)
+
+
+def _sleep_until(moment: float) -> None:
+    time.sleep(max(0.0, moment - time.monotonic()))
