@@ -38,9 +38,7 @@ class Result:
     """A figure with its samples, by the kind of worker."""
 
     figure: Figure
-    samples: dict[str, list[float]] = field(
-        default_factory=lambda: {"celery": [], "celeriac": []}
-    )
+    samples: dict[str, list[float]] = field(default_factory=lambda: {"celery": [], "celeriac": []})
 
     def median(self, kind: str) -> float:
         return statistics.median(self.samples[kind])

@@ -17,7 +17,7 @@ def describe(redis: RedisServer) -> dict[str, str]:
         [*workers.command("celeriac"), "--version"], capture_output=True, text=True, check=True
     )
     packages = ("celery", "kombu", "billiard", "redis", "django", "numpy", "pandas")
-    server: dict[str, object] = redis.client().info("server")  # type: ignore[assignment]
+    server: dict[str, object] = redis.client().info("server")
     return {
         "celeriac": celeriac.stdout.removeprefix("celeriac").strip(),
         **{name: metadata.version(name) for name in packages},

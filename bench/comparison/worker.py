@@ -32,9 +32,7 @@ class Worker:
         name, value = "BENCH_WORKER", uuid.uuid4().hex
         self._marker = f"{name}={value}"
         self._log = open(log_file, "ab")
-        environment = workers.environment(
-            **variables, **{name: value, "PYTHONPATH": str(APPS)}
-        )
+        environment = workers.environment(**variables, **{name: value, "PYTHONPATH": str(APPS)})
         # The tests want it; users don't set it.
         del environment["PYTHONUNBUFFERED"]
         self.started = time.monotonic()
@@ -52,7 +50,9 @@ class Worker:
         return self._process.poll() is None
 
     def log_tail(self) -> str:
-        return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-15:])
+        """What it last logged, without its banner."""
+        lines = self.log_file.read_text(errors="replace").splitlines()
+        return "\n".join([line for line in lines if "ERROR" in line or "WARN" in line][-15:])
 
     def tree(self) -> list[int]:
         """Its processes, the one that was started first."""
@@ -73,9 +73,7 @@ class Worker:
         return [pid for pid in below if processes.name_of(pid) == "celeriac:child"]
 
     def wait_for_children(self, count: int) -> None:
-        wait_until(
-            lambda: len(self.children()) == count, f"{count} children", 120, self.log_tail
-        )
+        wait_until(lambda: len(self.children()) == count, f"{count} children", 120, self.log_tail)
 
     def cpu(self) -> cpu.Cpu:
         return cpu.read(self.mains(), self.tree(), self._broker_pid)
