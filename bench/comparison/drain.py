@@ -62,4 +62,3 @@ def drain(place: Place, worker: Worker, count: int, seconds: float) -> Drain:
     # A rate over it would look like that of a slow worker.
     assert silence < seconds / 2, f"no task ran for {silence:.1f} s, with more on the queue"
     return Drain(ran / (ended - began), ended_count - began_count, ended_cpu - began_cpu)
-
