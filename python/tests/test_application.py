@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from celeriac.host import application
 from celeriac.host.errors import StartError
 

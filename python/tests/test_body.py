@@ -6,11 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from celeriac.host.body import Decoder, Invalid, Undecodable
 from celery.worker.strategy import hybrid_to_proto2, proto1_to_proto2
 from kombu.compression import compress
 from kombu.message import Message
 from kombu.serialization import dumps
+
+from celeriac.host.body import Decoder, Invalid, Undecodable
 
 ARGUMENTS = [[1, "zwölf"], {"key": None}, {"callbacks": None, "chord": None}]
 

@@ -7,8 +7,9 @@ import logging
 import sys
 from typing import Any
 
-from celeriac.host.logs import JsonFormatter, write_json
 from celery._state import _task_stack
+
+from celeriac.host.logs import JsonFormatter, write_json
 
 
 def written(**extra: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 import pytest
+
 from celeriac.host import options
 from celeriac.host.errors import StartError
 
@@ -40,7 +41,9 @@ def test_settings_on_the_command_line_are_the_apps(app):
     assert app.conf.task_acks_late is True
 
 
-@pytest.mark.parametrize("extra", ["no.such.setting=1", "worker.prefetch_multiplier=many", "nothing"])
+@pytest.mark.parametrize(
+    "extra", ["no.such.setting=1", "worker.prefetch_multiplier=many", "nothing"]
+)
 def test_a_wrong_setting_on_the_command_line_is_refused(app, extra):
     with pytest.raises(StartError, match="Unable to parse extra configuration") as caught:
         options.worker_arguments(app, {"extra": [extra]})

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
+
 from celeriac.host.wire import Channel, Closed
 
 

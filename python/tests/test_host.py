@@ -1,0 +1,198 @@
+"""The whole host, started from its sources as the Rust parent starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celeriac.host import child
+from celeriac.host.wire import Channel
+
+SOURCES = Path(__file__).resolve().parents[1] / "celeriac"
+#: As ``crates/celeriac-pool/src/python/shim.rs`` has it.
+LOADER = "import os, sys; exec(b''.join(iter(lambda: os.read(int(sys.argv[1]), 1), b'\\0')))"
+APP = """
+from celery import Celery
+app = Celery("hosted", broker="sqla+sqlite:///secret.db", backend="cache+memory://")
+"""
+
+
+def modules() -> list[tuple[str, str]]:
+    found = [("celeriac.", (SOURCES / "__init__.py").read_text())]
+    for path in (SOURCES / "host").glob("*.py"):
+        name = "celeriac.host." if path.stem == "__init__" else f"celeriac.host.{path.stem}"
+        found.append((name, path.read_text()))
+    return found
+
+
+class Host:
+    """A host over an app, and its answer."""
+
+    def __init__(self, folder: Path, text: str, options: dict[str, Any], app: str) -> None:
+        (folder / "hosted.py").write_text(APP + text)
+        control, hosts_control = socket.socketpair()
+        self.zygote, hosts_zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control.settimeout(20)
+        self.zygote.settimeout(20)
+        fds = hosts_control.fileno(), hosts_zygote.fileno()
+        clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LOADER, *map(str, fds), "celeriac"],
+            cwd=folder,
+            env={**clean, "C_FORCE_ROOT": "1"},
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        hosts_control.close()
+        hosts_zygote.close()
+        self._socket = control
+        self.control = Channel(control)
+        control.sendall((SOURCES / "host" / "bootstrap.py").read_bytes() + b"\0")
+        self.control.write(
+            {
+                "modules": modules(),
+                "app": app,
+                "argv": ["celeriac", "worker"],
+                "options": {"loglevel": "INFO", "hostname": "one@host", **options},
+                "log_format": "celery",
+                "only_zygote": False,
+                "detaches": False,
+            }
+        )
+        self.answer, _ = self.control.read()
+
+    def end(self) -> int:
+        """Leaves the host alone, and returns its exit status."""
+        self.control.close()
+        self.zygote.close()
+        with self.process:
+            try:
+                return self.process.wait(20)
+            finally:
+                self.process.kill()
+
+
+@pytest.fixture
+def host(tmp_path):
+    started = []
+
+    def start(text: str = "", app: str = "hosted", **options: Any) -> Host:
+        started.append(Host(tmp_path, text, options, app))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
+
+
+def test_the_parent_is_told_what_it_must_know(host):
+    text = """
+from celery import signals
+from kombu import Queue
+app.conf.update(
+    task_queues=[Queue("one"), Queue("two", routing_key="2", queue_arguments={"x-max-priority": 3})],
+    worker_eta_task_limit=5,
+    accept_content=["json", "pickle"],
+    broker_transport_options={"connect_args": {"timeout": 30}},
+)
+@signals.celeryd_after_setup.connect
+def later(sender, instance, conf, **_):
+    instance.app.tasks["hosted.late"].rate_limit = "7/m"
+    instance.app.amqp.queues.deselect("one")
+@signals.task_revoked.connect(weak=False)
+def revoked(**_): pass
+@app.task(acks_late=True, time_limit=9.5, max_retries=None)
+def late(): pass
+"""
+    ready = host(text, concurrency="3", autoscale=None, time_limit=40.0).answer["ready"]
+    assert [queue["name"] for queue in ready["queues"]] == ["two"]
+    assert ready["queues"][0]["arguments"] == {"x-max-priority": 3}
+    late = ready["tasks"]["hosted.late"]
+    assert (late["acks_late"], late["time_limit"], late["max_retries"]) == (True, 9.5, None)
+    # What a hook of celeryd_after_setup changes counts.
+    assert late["rate_limit"] == "7/m"
+    assert ready["worker"]["concurrency"] == 3
+    assert ready["worker"]["hostname"] == "one@host"
+    assert ready["worker"]["time_limit"] == 40.0
+    assert ready["signals"] == ["task_revoked"]
+    assert ready["settings"]["worker_eta_task_limit"] == 5
+    assert set(ready["accept_content"]) == {"application/json", "application/x-python-serialize"}
+    assert ready["broker"]["transport_options"] == {"connect_args": {"timeout": 30}}
+    assert ready["app"]["main"] == "hosted"
+    assert ready["warnings"] == []
+
+
+def test_a_file_in_the_apps_folder_does_not_hide_the_standard_library(host, tmp_path):
+    for name in ("json", "struct", "typing", "socket"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong one')\n")
+    assert "ready" in host().answer
+
+
+@pytest.mark.parametrize(
+    "text, options, message",
+    [
+        ("app.conf.worker_consumer = 'mine:Consumer'", {}, "worker_consumer = 'mine:Consumer'"),
+        ("", {"pool": "solo"}, "The pool 'solo' is not available"),
+        ("", {"concurrency": "many"}, "Invalid value for '-c'"),
+        ("@app.task(Strategy='mine:s')\ndef t(): pass", {}, "execution strategy of their own"),
+        ("", {"logfile": "/no/such/folder/x.log"}, "'/no/such/folder/x.log' can't be opened"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_with_a_remedy(host, text, options, message):
+    started = host(text, **options)
+    failed = started.answer["failed"]
+    assert message in failed["message"]
+    assert failed["traceback"] is None
+    assert failed["exit_status"] in (1, 2)
+    assert started.end() == failed["exit_status"]
+
+
+def test_an_error_with_an_undecodable_text_reaches_the_parent(host):
+    failed = host("raise RuntimeError('na\\udcefve')").answer["failed"]
+    assert failed["traceback"].endswith("RuntimeError: na?ve")
+    assert failed["exit_status"] == 2
+
+
+def test_a_child_forked_from_the_zygote_does_a_job(host, tmp_path):
+    started = host("@app.task\ndef add(x, y): return x + y\n")
+    assert "ready" in started.answer
+    started.control.write({"split": True})
+    zygote = json.loads(started.zygote.recv(4096))["hello"]
+    assert zygote != started.process.pid
+    ours, childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(20)
+    page = os.memfd_create("page")
+    os.ftruncate(page, 4096)
+    request = json.dumps({"fork": "child", "number": 1, "index": 0}).encode()
+    socket.send_fds(started.zygote, [request], [childs.fileno(), page])
+    childs.close()
+    os.close(page)
+    forked = json.loads(started.zygote.recv(4096))
+    assert forked["forked"] == 1
+    assert ours.recv(100) == bytes([child.UP])
+    text = json.dumps({"task": "hosted.add", "id": "1", "celeriac": None}).encode()
+    head = child._JOB.pack(child.JOB, child.WANTS_RESULT | child.LAST, 0, len(text), 9)
+    ours.send(head + text + b"[[2, 3], {}, {}]")
+    done = ours.recv(1000)
+    kind, outcome, job, _ = child._DONE.unpack_from(done)
+    assert (kind, outcome, job) == (child.DONE, child.SUCCESS, 9)
+    assert done[child._DONE.size :] == b"5"
+    exited = json.loads(started.zygote.recv(4096))
+    assert exited == {"exited": forked["pid"], "code": child.EX_RECYCLE}
+    ours.close()
+    # Main answers calls, also those that it does not know.
+    started.control.write({"id": 1, "call": "worker_ready"})
+    assert started.control.read() == ({"id": 1, "ok": None}, b"")
+    started.control.write({"id": 2, "call": "no_such_call"})
+    assert "error" in started.control.read()[0]
+    started.control.write({"call": "leave"})
+    assert started.process.wait(20) == 0
