@@ -99,7 +99,7 @@ def test_the_parent_is_told_what_it_must_know(host):
 from celery import signals
 from kombu import Queue
 app.conf.update(
-    task_queues=[Queue("one"), Queue("two", routing_key="2", queue_arguments={"x-max-priority": 3})],
+    task_queues=[Queue("one"), Queue("two", queue_arguments={"x-max-priority": 3})],
     worker_eta_task_limit=5,
     accept_content=["json", "pickle"],
     broker_transport_options={"connect_args": {"timeout": 30}},
