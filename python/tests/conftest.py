@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.backends.cache import _DUMMY_CLIENT_CACHE
 
 
 @pytest.fixture
@@ -14,4 +15,6 @@ def app() -> Iterator[Any]:
     made = Celery("tested", broker="memory://", backend="cache+memory://", set_as_current=False)
     made.conf.accept_content = ["json", "yaml", "pickle"]
     yield made
+    # The memory is one for all apps of the process.
+    _DUMMY_CLIENT_CACHE.clear()
     made.close()

@@ -70,7 +70,12 @@ class Parent:
         self, task: str, *args: Any, flags: int = 0, body: bytes | None = None, file: bool = False
     ) -> int:
         self._jobs += 1
-        request = {"task": task, "id": f"id-{self._jobs}", "celeriac": None, "retries": 0}
+        request: dict[str, Any] = {
+            "task": task,
+            "id": f"id-{self._jobs}",
+            "celeriac": None,
+            "retries": 0,
+        }
         request.update(delivery_info={}, hostname=HOSTNAME, timelimit=[None, None])
         text = json.dumps(request).encode()
         raw = json.dumps([args, {}, {}]).encode() if body is None else body
