@@ -88,9 +88,7 @@ def test_a_worker_goes_to_the_background(background, client):
 def test_what_goes_wrong_at_the_start_is_seen_in_the_terminal(background):
     folder = background.place.folder
     (folder / "broken.py").write_text("import nothing_of_that_name\n")
-    answer = background.start(
-        f"--pidfile={folder}/w.pid", app="broken", PYTHONPATH=str(folder)
-    )
+    answer = background.start(f"--pidfile={folder}/w.pid", app="broken", PYTHONPATH=str(folder))
     assert answer.returncode == 2
     assert "nothing_of_that_name" in answer.stderr + answer.stdout
     assert not (folder / "w.pid").exists()
@@ -235,9 +233,7 @@ def test_a_worker_becomes_another_user(redis_server, shared, start, client, user
     place = Place(f"{url}/{redis_server.database()}", f"{url}/{redis_server.database()}", shared)
     app = client(place)
     files = [f"--pidfile={shared}/w.pid", f"--logfile={shared}/w.log", f"--statedb={shared}/w.db"]
-    worker = start(
-        place, "-c", "1", "--uid", user, "--gid", group, *files, ready=False
-    )
+    worker = start(place, "-c", "1", "--uid", user, "--gid", group, *files, ready=False)
     identity = app.identity.delay(place.file("made")).get(timeout=TIMEOUT)
     assert identity["uids"] == identity["gids"] == [65534] * 3
     assert identity["groups"] == [65534]

@@ -31,7 +31,11 @@ class Project:
         subprocess.run(
             [sys.executable, "-m", "django", "migrate", "--run-syncdb", "-v", "0"],
             env=workers.environment(
-                **{**place.variables(), **self.variables(), "DJANGO_SETTINGS_MODULE": "proj.settings"}
+                **{
+                    **place.variables(),
+                    **self.variables(),
+                    "DJANGO_SETTINGS_MODULE": "proj.settings",
+                }
             ),
             check=True,
         )

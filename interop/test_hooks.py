@@ -35,9 +35,7 @@ class Recording:
     def of_task(self, task_id: str, role: str) -> list[Event]:
         """What happened to a task in the main process (M) or in children (C)."""
         return [
-            event
-            for event in self.events
-            if event.get("id") == task_id and event["role"] == role
+            event for event in self.events if event.get("id") == task_id and event["role"] == role
         ]
 
     def of_process(self, role: str) -> list[str]:
@@ -152,9 +150,7 @@ def run_scenarios(session: Session) -> None:
     for name, args in (("fail", ()), ("die", ()), ("hard", (60,)), ("reject", (False,))):
         errback = session.app.signature("errback")
         task_id = f"{name}_with_errback"
-        session.finish(
-            task(name, *args, task_id=task_id).apply_async(link_error=errback)
-        )
+        session.finish(task(name, *args, task_id=task_id).apply_async(link_error=errback))
         session.happens("errback", task_id)
     session.finish(
         chain(task("succeed", task_id="first"), task("succeed", task_id="second")).apply_async()
@@ -186,9 +182,7 @@ def recordings(
         place = Place(
             f"{url}/{redis_server.database()}", f"{url}/{redis_server.database()}", folder
         )
-        worker = Worker(
-            folder, "recorder", "-c", "1", kind=kind, variables=place.variables()
-        )
+        worker = Worker(folder, "recorder", "-c", "1", kind=kind, variables=place.variables())
         try:
             worker.wait_ready()
             session = Session(place, worker)
@@ -411,9 +405,7 @@ def test_every_child_begins_and_ends_as_celerys(recordings):
             if event["role"] == "C" and event.get("id") is None:
                 by_pid.setdefault(event["pid"], []).append(event["event"])
         plain = ("callback", "Loader.on_process_cleanup")
-        lives[kind] = [
-            [name for name in names if name not in plain] for names in by_pid.values()
-        ]
+        lives[kind] = [[name for name in names if name not in plain] for names in by_pid.values()]
     for kind, children in lives.items():
         for happened in children:
             assert happened[:2] == ["Loader.on_worker_process_init", "worker_process_init"], kind

@@ -29,14 +29,14 @@ class FileLoader(AppLoader):
 '''
 OWN_LOADER = LOADER + "\napp = Celery('own', loader=FileLoader)\n"
 LOADER_OF_THE_ENVIRONMENT = LOADER + "\napp = Celery('own')\n"
-TASKS = '''
+TASKS = """
 from celery import shared_task, current_app
 
 @shared_task(name="where")
 def where():
     conf = current_app.conf
     return [type(current_app.loader).__name__, conf.task_default_queue, conf.worker_concurrency]
-'''
+"""
 
 
 class Files:
@@ -147,7 +147,9 @@ def test_the_environment_counts_over_the_settings(files, start):
 
 
 def test_a_loader_that_cannot_be_imported_is_named(files):
-    files.write("own.py", "from celery import Celery\napp = Celery('own', loader='nobody:Loader')\n")
+    files.write(
+        "own.py", "from celery import Celery\napp = Celery('own', loader='nobody:Loader')\n"
+    )
     answer = workers.run(
         workers.KIND, "-A", "own", "worker", **variables(files), **files.place.variables()
     )

@@ -122,8 +122,14 @@ WAYS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "root logger taken over": ("root", {}, []),
     **{
         way.replace("_", " "): (way, {}, [])
-        for way in ("setup_logging", "after_setup_logger", "after_setup_task_logger", "filter",
-                    "formatter", "level")
+        for way in (
+            "setup_logging",
+            "after_setup_logger",
+            "after_setup_task_logger",
+            "filter",
+            "formatter",
+            "level",
+        )
     },  # fmt: skip
 }
 
@@ -226,18 +232,14 @@ def test_json_lines(redis_place, start, way, to_file):
         app="logs", kind="celeriac", loglevel="DEBUG", ready=False,
         variables={"INTEROP_LOGGING": way},
     )  # fmt: skip
-    finish(redis_place, "say", "hällo \" \\ \x07", task_id="the-first")
+    finish(redis_place, "say", 'hällo " \\ \x07', task_id="the-first")
     finish(redis_place, "fail", "oh no", task_id="the-second")
     finish(redis_place, "lose", task_id="the-third")
     finish(redis_place, "say", "again", task_id="the-fourth", expires=-1)
     assert worker.stop(timeout=TIMEOUT) == 0
     text = file.read_text() if to_file else worker.log
     # The banner and the words of the shutdown are for people: they go to standard output.
-    records = [
-        json.loads(line)
-        for line in text.splitlines()
-        if to_file or line.startswith("{")
-    ]
+    records = [json.loads(line) for line in text.splitlines() if to_file or line.startswith("{")]
     for record in records:
         assert {"timestamp", "level", "logger", "process", "pid", "message"} <= set(record)
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", record["timestamp"])
@@ -245,7 +247,7 @@ def test_json_lines(redis_place, start, way, to_file):
     received = messages["Task say[the-first] received"]
     assert (received["task_id"], received["task_name"]) == ("the-first", "say")
     assert received["process"] == "MainProcess"
-    logged = messages["MARK task logger hällo \" \\ \x07"]
+    logged = messages['MARK task logger hällo " \\ \x07']
     assert (logged["task_id"], logged["task_name"]) == ("the-first", "say")
     assert logged["process"].startswith("ForkPoolWorker-")
     assert logged["pid"] != received["pid"]
@@ -267,7 +269,10 @@ def test_json_lines_in_a_file_for_each_process(redis_place, start):
     finish(redis_place, "say", "hello", task_id="the-first")
     assert worker.stop(timeout=TIMEOUT) == 0
     assert sorted(os.listdir(folder)) == ["w1-1.log", "w1.log"]
-    for name, message in (("w1-1", "MARK task logger hello"), ("w1", "Task say[the-first] received")):
+    for name, message in (
+        ("w1-1", "MARK task logger hello"),
+        ("w1", "Task say[the-first] received"),
+    ):
         records = [json.loads(line) for line in (folder / f"{name}.log").read_text().splitlines()]
         assert [r["task_id"] for r in records if r["message"] == message] == ["the-first"]
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1
 from typing import Any
@@ -42,22 +43,23 @@ def begun(place: Place, text: str, times: int = 1) -> None:
     wait_until(lambda: place.lines().count(f"start {text}") == times, f"{text} runs", TIMEOUT)
 
 
+def was_heard(worker: Worker, count: int) -> bool:
+    return worker.log.count("worker: ") >= count or worker.process.poll() is not None
+
+
 def shut_down(worker: Worker, *signals: int) -> int:
     """Sends signals one after the other, and waits for the end."""
-    said = 0
-    for number in signals:
+    for count, number in enumerate(signals, start=1):
         worker.send(number)
         # Signals that come together could count as one.
-        said += 1
-        wait_until(
-            lambda: worker.log.count("worker: ") >= said or worker.process.poll() is not None,
-            "the signal was heard",
-            TIMEOUT,
-            lambda: worker.log,
-        )
+        wait_until(partial(was_heard, worker, count), "it was heard", TIMEOUT, lambda: worker.log)
     status = worker.wait(TIMEOUT)
     wait_until(lambda: not worker.leftovers(), "nothing is left of it", TIMEOUT)
     return status
+
+
+def is_ready(worker: Worker, times: int) -> bool:
+    return worker.log.count(" ready.") == times
 
 
 @pytest.mark.parametrize(
@@ -104,9 +106,7 @@ def test_a_warm_shutdown_waits_for_running_tasks(keeping, start, client, signals
 def test_a_warm_shutdown_takes_nothing_new_and_gives_back_the_rest(keeping, start, client):
     app = client(keeping)
     worker = start(keeping, "-c", "1")
-    held = [
-        app.sleep.apply_async((0, keeping.file(), f"held {n}"), countdown=10) for n in range(3)
-    ]
+    held = [app.sleep.apply_async((0, keeping.file(), f"held {n}"), countdown=10) for n in range(3)]
     for result in held:
         worker.wait_for(result.id)
     app.sleep_late.delay(3, keeping.file(), "running")
@@ -245,15 +245,10 @@ def test_hangup_restarts_a_worker_that_has_no_terminal(keeping, start, client):
     result = app.sleep_late.delay(2, keeping.file(), "running")
     begun(keeping, "running")
     before = set(processes.descendants(worker.pid))
-    for round in (1, 2):
+    for times in (1, 2):
         worker.send(SIGHUP)
-        wait_until(
-            lambda: worker.log.count(" ready.") == round + 1,
-            "it is ready again",
-            TIMEOUT,
-            lambda: worker.log,
-        )
-        assert app.add.delay(round, 1).get(timeout=TIMEOUT) == round + 1
+        wait_until(partial(is_ready, worker, times + 1), "ready again", TIMEOUT, lambda: worker.log)
+        assert app.add.delay(times, 1).get(timeout=TIMEOUT) == times + 1
     assert "Restarting celery worker (" in worker.log
     assert result.get(timeout=TIMEOUT) == "running"
     assert keeping.lines() == ["start running", "end running"]
@@ -323,7 +318,11 @@ def test_a_hanging_task_holds_a_warm_shutdown_until_it_turns_cold(redis_place, s
 @pytest.mark.parametrize(
     "signals, is_busy",
     [
-        *(([number], is_busy) for number in (SIGTERM, SIGINT, SIGQUIT) for is_busy in (False, True)),
+        *(
+            ([number], is_busy)
+            for number in (SIGTERM, SIGINT, SIGQUIT)
+            for is_busy in (False, True)
+        ),
         ([SIGINT, SIGINT], True),
         ([SIGTERM, SIGQUIT], True),
     ],
@@ -335,7 +334,10 @@ def test_hooks_of_the_end_are_celerys(redis_server, tmp_path, signals, is_busy):
         for kind in ("celery", "celeriac")
     )
     of_workers, of_tasks = (
-        [[event for event in events if (event[1] is not None) is about_task] for events in (theirs, ours)]
+        [
+            [event for event in events if (event[1] is not None) is about_task]
+            for events in (theirs, ours)
+        ]
         for about_task in (False, True)
     )
     assert of_workers[1] == of_workers[0]
@@ -350,9 +352,7 @@ def hooks_of_the_end(
     databases = redis_server.database(), redis_server.database()
     (folder / kind).mkdir()
     place = Place(f"{url}/{databases[0]}", f"{url}/{databases[1]}", folder / kind)
-    worker = Worker(
-        place.folder, "recorder", "-c", "1", kind=kind, variables=place.variables()
-    )
+    worker = Worker(place.folder, "recorder", "-c", "1", kind=kind, variables=place.variables())
     try:
         worker.wait_ready()
         if is_busy:

@@ -16,8 +16,8 @@ from typing import Any
 
 from billiard import current_process
 from celery import Celery, Task, bootsteps, signals
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.app.task import Context
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.loaders.app import AppLoader
 from celery.utils.dispatch import Signal
 from celery.worker.request import Request
