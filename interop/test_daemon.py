@@ -125,6 +125,18 @@ def test_a_worker_in_the_background_keeps_its_working_directory(background):
     assert app.send_task("where").get(timeout=TIMEOUT) == str(folder)
 
 
+def test_a_second_worker_in_the_background_is_refused_in_the_terminal(background):
+    pidfile = background.place.folder / "w.pid"
+    options = (f"--pidfile={pidfile}", f"--logfile={background.place.folder}/w.log")
+    assert background.start(*options).returncode == 0
+    wait_until(pidfile.exists, "the pidfile is there", TIMEOUT)
+    before = pid_in(pidfile)
+    answer = background.start(*options)
+    assert answer.returncode == EX_CANTCREAT
+    assert f"Pidfile ({pidfile}) already exists." in answer.stderr
+    assert pid_in(pidfile) == before
+
+
 def test_a_worker_in_the_background_can_be_restarted(background, client):
     folder = background.place.folder
     pidfile, logfile = folder / "w.pid", folder / "w.log"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -191,6 +192,9 @@ def recordings(
             made[kind] = Recording(kind, session.events(), worker.log, status, session.results)
         finally:
             worker.clean_up()
+    # What is left of the results wants to talk to the server, which is there for now.
+    del session
+    gc.collect()
     return made
 
 
