@@ -208,7 +208,7 @@ def test_a_pidfile_goes_with_its_worker(redis_place, start, signals):
 
 def test_a_pidfile_outlives_a_restart(redis_place, start):
     pidfile = redis_place.folder / "w.pid"
-    worker = start(redis_place, "-c", "1", f"--pidfile={pidfile}")
+    worker = start(redis_place, "-c", "1", f"--pidfile={pidfile}", kind="celeriac")
     worker.send(signal.SIGHUP)
     wait_until(lambda: worker.log.count(" ready.") == 2, "it is restarted", TIMEOUT)
     assert pid_in(pidfile) == worker.pid

@@ -240,8 +240,9 @@ def test_term_may_mean_quit(redis_place, start, client):
 
 
 def test_hangup_restarts_a_worker_that_has_no_terminal(keeping, start, client):
+    """Celery's own worker does not come back when it was started with ``python -m celery``."""
     app = client(keeping)
-    worker = start(keeping, "-c", "1")
+    worker = start(keeping, "-c", "1", kind="celeriac")
     result = app.sleep_late.delay(2, keeping.file(), "running")
     begun(keeping, "running")
     before = set(processes.descendants(worker.pid))
@@ -413,4 +414,5 @@ def test_a_warm_shutdown_of_replaced_processes_loses_nothing(keeping, start, cli
         assert shut_down(worker, SIGTERM) == 0
     start(keeping, "-c", "2")
     assert [result.get(timeout=TIMEOUT) for result in results] == [str(n) for n in range(60)]
-    assert len(keeping.lines()) == 120
+    # Celery's worker may end before it has acknowledged what it did: then that runs again.
+    assert len(keeping.lines()) == 120 or workers.KIND == "celery"
