@@ -47,7 +47,7 @@ def ended(fleet: ModuleType) -> collections.Counter[str]:
 
 def run_long_tasks(fleet: ModuleType, kind: str) -> Any:
     """Gives tasks to a worker, and then a stock Celery worker with nothing to do beside it."""
-    worker = fleet.start(kind, "-c", str(TASKS))
+    fleet.start(kind, "-c", str(TASKS))
     for number in range(TASKS):
         fleet.sleep_late.delay(SECONDS, fleet.place.file(), str(number))
     wait_until(lambda: len(begun(fleet)) == TASKS, "all run")
