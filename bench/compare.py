@@ -15,6 +15,7 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(_HERE.parent / "interop"))
 
+from harness import workers  # noqa: E402
 from harness.servers import RedisServer  # noqa: E402
 
 from comparison import machine, table  # noqa: E402
@@ -28,6 +29,11 @@ from rows import ROWS  # noqa: E402
 def main() -> int:
     options = _options()
     rows = _chosen(options.only)
+    if not Path(workers.CELERIAC).exists():
+        sys.exit(
+            f"There is no {workers.CELERIAC}: run `cargo build --release`, or set CELERIAC to the "
+            "path of the binary."
+        )
     began, load = time.monotonic(), machine.load()
     results: dict[str, list[Result]] = {}
     failures: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass, field
 from enum import Enum
@@ -50,7 +51,9 @@ class Result:
         over, under = (
             (celeriac, celery) if self.figure.better is Better.MORE else (celery, celeriac)
         )
-        return over / under if under else float("inf")
+        if over == under:
+            return 1
+        return over / under if under else math.inf
 
     @property
     def is_met(self) -> bool:
@@ -65,10 +68,18 @@ class Result:
             "title": self.figure.title,
             "unit": self.figure.unit,
             "better": self.figure.better.value,
-            "celery": self.median("celery"),
-            "celeriac": self.median("celeriac"),
-            "ratio": self.ratio,
+            "celery": _finite(self.median("celery")),
+            "celeriac": _finite(self.median("celeriac")),
+            "ratio": _finite(self.ratio),
             "target": self.figure.target,
             "met": self.is_met,
-            "samples": self.samples,
+            "samples": {
+                kind: [_finite(sample) for sample in samples]
+                for kind, samples in self.samples.items()
+            },
         }
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity: what never happened is null."""
+    return value if math.isfinite(value) else None

@@ -33,7 +33,7 @@ def _line(result: Result) -> tuple[str, ...]:
         f"{figure.title}, {figure.unit}",
         number(result.median("celery")),
         number(result.median("celeriac")),
-        f"{number(result.ratio)}×",
+        f"{number(result.ratio)}×" if math.isfinite(result.ratio) else "∞",
         figure.target,
         "met" if result.is_met else "MISSED",
     )
