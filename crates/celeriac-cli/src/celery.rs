@@ -8,6 +8,16 @@ use crate::arguments::client::CeleryCommand;
 use crate::failure::Failure;
 use crate::interpreter::interpreter;
 
+/// What the program `celery` does. Unlike `python -m celery` it keeps the working directory off the
+/// path while Celery is imported, where a `struct.py` of the app's would be taken for Python's own.
+const CELERY: &str = "
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]
+sys.argv[0] = 'celery'
+from celery.__main__ import main
+main()
+";
+
 /// Becomes `celery` with the given words; returns only what went wrong.
 pub(crate) fn become_celery(global: &Global, command: &dyn CeleryCommand) -> Failure {
     let python = match interpreter(global.python.as_deref()) {
@@ -15,7 +25,7 @@ pub(crate) fn become_celery(global: &Global, command: &dyn CeleryCommand) -> Fai
         Err(failure) => return failure,
     };
     let mut celery = Command::new(&python);
-    celery.args(["-m", "celery"]);
+    celery.args(["-c", CELERY]);
     if let Some(app) = global.app() {
         celery.args(["-A", &app]);
     }

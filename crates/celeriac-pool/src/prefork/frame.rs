@@ -129,10 +129,16 @@ pub enum ChildMessage {
         /// How.
         outcome: Outcome,
     },
+    /// Something that makes no sense: what has become of its job can't be known.
+    Nonsense,
 }
 
-/// Reads a message of a child; `None` when it makes no sense.
-pub fn read(message: &[u8]) -> Option<ChildMessage> {
+/// Reads a message of a child.
+pub fn read(message: &[u8]) -> ChildMessage {
+    try_read(message).unwrap_or(ChildMessage::Nonsense)
+}
+
+fn try_read(message: &[u8]) -> Option<ChildMessage> {
     match message {
         [UP, ..] => Some(ChildMessage::Up),
         [DONE, kind, _, _, _, _, _, _, rest @ ..] => {
@@ -329,7 +335,7 @@ mod tests {
                 },
             ),
         ] {
-            let read = read(&done(kind, 1.5, detail));
+            let read = try_read(&done(kind, 1.5, detail));
             assert_eq!(
                 read,
                 Some(ChildMessage::Done {
@@ -344,7 +350,7 @@ mod tests {
             result: "5".to_owned(),
         };
         assert_eq!(
-            read(&done(0, 1.5, b"5")),
+            try_read(&done(0, 1.5, b"5")),
             Some(ChildMessage::Done {
                 job: 9,
                 outcome: success
@@ -355,27 +361,27 @@ mod tests {
             result: String::new(),
         };
         assert_eq!(
-            read(&done(0, f64::NAN, b"")),
+            try_read(&done(0, f64::NAN, b"")),
             Some(ChildMessage::Done {
                 job: 9,
                 outcome: unknown
             })
         );
-        assert_eq!(read(&[UP]), Some(ChildMessage::Up));
-        assert_eq!(read(&done(99, 0.0, b"")), None);
-        assert_eq!(read(&done(1, 0.0, b"no json")), None);
+        assert_eq!(try_read(&[UP]), Some(ChildMessage::Up));
+        assert_eq!(read(&done(99, 0.0, b"")), ChildMessage::Nonsense);
+        assert_eq!(try_read(&done(1, 0.0, b"no json")), None);
     }
 
     proptest! {
         #[test]
         fn no_message_of_a_child_panics(bytes in prop::collection::vec(any::<u8>(), 0..120)) {
-            drop(read(&bytes));
+            drop(try_read(&bytes));
             let _ = job_number(&bytes);
         }
 
         #[test]
         fn no_detail_panics(kind in 0u8..12, runtime in any::<f64>(), detail in ".{0,80}") {
-            drop(read(&done(kind, runtime, detail.as_bytes())));
+            drop(try_read(&done(kind, runtime, detail.as_bytes())));
         }
     }
 }

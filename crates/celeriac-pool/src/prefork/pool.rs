@@ -279,6 +279,11 @@ impl PreforkPool {
         let now = self.now();
         match message {
             ChildMessage::Up => self.machine.up(number, now),
+            // Its job is lost with it, as if it had died by itself: no job is without an end.
+            ChildMessage::Nonsense => {
+                tracing::error!("a process of the pool said something unexpected: it is killed");
+                self.kill_child(number, Kill::Kill);
+            }
             ChildMessage::Done { job, outcome } => {
                 // Only looked at where it is limited: it costs more than a short task.
                 let is_limited = self.machine.watched().next().is_some();
@@ -328,9 +333,7 @@ impl PreforkPool {
             let channel = Arc::clone(&child.channel);
             let mut buffer = vec![0; frame::RECEIVE_BYTES];
             while let Ok(length @ 1..) = channel.try_receive(&mut buffer) {
-                if let Some(message) = frame::read(&buffer[..length]) {
-                    self.child_said(number, message);
-                }
+                self.child_said(number, frame::read(&buffer[..length]));
             }
         }
         self.machine.exited(number, status, self.now());
@@ -516,14 +519,12 @@ async fn read_messages(
             return;
         };
         match channel.try_receive(&mut buffer) {
-            Ok(length @ 1..) => match frame::read(&buffer[..length]) {
-                Some(message) => room.send((number, message)),
-                None => tracing::error!("a child said something unexpected"),
-            },
+            Ok(length @ 1..) => room.send((number, frame::read(&buffer[..length]))),
             Ok(_) => return,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 tracing::error!(%error, "a child can't be heard");
+                room.send((number, ChildMessage::Nonsense));
                 return;
             }
         }
