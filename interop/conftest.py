@@ -14,7 +14,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from harness import workers
+from harness.queues import queues_of
 from harness.servers import RedisServer
+from harness.target import Target
+from harness.wait import wait_until
 
 
 @pytest.fixture(scope="session")
@@ -105,3 +108,24 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture
+def target(
+    place: Place, start: Callable[..., workers.Worker], client: Callable[..., ModuleType]
+) -> Callable[..., Target]:
+    """Starts a worker for messages that nobody should send."""
+
+    def begin(*arguments: str, **settings: Any) -> Target:
+        place.settings = {"broker_connection_retry_on_startup": True, **settings}
+        app = client(place)
+        # The broker's tables are those that kombu makes.
+        app.add.delay(1, 1)
+        worker = start(place, "-c", "1", *arguments)
+        queues = queues_of(place.broker)
+        wait_until(lambda: len(worker.children()) == 1, "the child runs")
+        begun = Target(worker, queues, app, worker.host("main"), set(worker.children()))
+        begun.assert_well("the start")
+        return begun
+
+    return begin

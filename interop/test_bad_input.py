@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from harness import workers
 from harness.queues import queues_of
 
@@ -122,18 +123,28 @@ def test_a_module_without_an_app_is_an_error(kept, text):
 def test_an_attribute_that_is_no_app_is_an_error(kept):
     write_app(kept, "proj")
     ended = run_worker(kept, "proj:add")
-    assert_one_clear_error(ended, EX_USAGE, "Unable to load celery application.", "proj:add", "not a Celery app")
+    assert_one_clear_error(
+        ended, EX_USAGE, "Unable to load celery application.", "proj:add", "not a Celery app"
+    )
     assert "Traceback" not in output(ended)
 
 
 @pytest.mark.parametrize(
     ("text", "last_line", "line"),
     [
-        ("def setup():\n    raise RuntimeError('no licence')\n\nsetup()\n", "RuntimeError: no licence", 4),
+        (
+            "def setup():\n    raise RuntimeError('no licence')\n\nsetup()\n",
+            "RuntimeError: no licence",
+            4,
+        ),
         ("def setup():\n    raise ValueError('no licence')\n\nsetup()\n", "no licence", 4),
         ("import no_such_library\n", "ModuleNotFoundError: No module named 'no_such_library'", 1),
         ("from json import nothing_there\n", "ImportError: cannot import name 'nothing_there'", 1),
-        ("import json\njson.nothing\n", "AttributeError: module 'json' has no attribute 'nothing'", 2),
+        (
+            "import json\njson.nothing\n",
+            "AttributeError: module 'json' has no attribute 'nothing'",
+            2,
+        ),
         ("def f(:\n", "SyntaxError", 1),
         ("import sys\nsys.exit('not today')\n", "not today", 2),
     ],
@@ -191,7 +202,9 @@ def test_an_interpreter_without_celery_is_named(kept, bare_python):
     for how in ({"CELERIAC_PYTHON": str(bare_python)}, None):
         arguments = () if how else ("--python", str(bare_python))
         ended = run_worker(kept, "proj", *arguments, **(how or {}))
-        assert_one_clear_error(ended, 1, "Celery is not installed", "pip install celery", "--python")
+        assert_one_clear_error(
+            ended, 1, "Celery is not installed", "pip install celery", "--python"
+        )
         assert "Traceback" not in output(ended)
 
 
@@ -318,7 +331,8 @@ def test_a_bad_rate_limit_is_named(kept, limit, where):
 
 
 def test_a_bad_rate_limit_of_no_concern_is_left_alone(kept, start):
-    more = "@app.task(rate_limit='abc')\ndef slow():\n    pass\n\n\napp.conf.worker_disable_rate_limits = True\n"
+    more = "@app.task(rate_limit='abc')\ndef slow():\n    pass\n\n\n"
+    more += "app.conf.worker_disable_rate_limits = True\n"
     write_app(kept, "proj", more)
     path = os.pathsep.join([str(kept.folder), str(workers.APPS)])
     start(kept, "-c", "1", "-Q", "other", app="proj", variables={"PYTHONPATH": path})

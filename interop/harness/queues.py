@@ -160,5 +160,26 @@ def protocol_2(task: str, body: bytes | str = "[[], {}, {}]", /, **headers: Any)
     return envelope(body, {**own, **headers})
 
 
+def protocol_1(**members: Any) -> dict[str, Any]:
+    """A message of protocol 1; ``members`` replace or add to those of its body."""
+    own = {
+        "task": "basic.echo",
+        "id": str(uuid.uuid4()),
+        "args": [],
+        "kwargs": {},
+        "group": None,
+        "retries": 0,
+        "eta": None,
+        "expires": None,
+        "utc": True,
+        "callbacks": None,
+        "errbacks": None,
+        "timelimit": [None, None],
+        "taskset": None,
+        "chord": None,
+    }
+    return envelope(json.dumps({**own, **members}))
+
+
 def to_bytes(message: Any) -> bytes:
     return json.dumps(message).encode()
