@@ -17,6 +17,8 @@ HUGE = 100 << 20
 
 #: What no header, property or member should be, or should be of another one's kind.
 VALUES = [
+    {"__type__": "datetime", "__value__": "never"},
+    {"__type__": "nonsense", "__value__": 1},
     None,
     True,
     False,
@@ -41,8 +43,6 @@ VALUES = [
     [float("nan"), -1],
     {},
     {"a": {"b": [1]}},
-    {"__type__": "datetime", "__value__": "never"},
-    {"__type__": "nonsense", "__value__": 1},
 ]
 
 HEADERS = (

@@ -51,5 +51,9 @@ class Target:
         assert processes.is_running(self.main), context()
 
     def stop(self) -> None:
+        assert processes.is_running(self.main)
         assert self.worker.stop() == 0
-        assert "panicked" not in self.worker.log
+        log = self.worker.log
+        assert "panicked" not in log
+        # It may have been replaced in the moment after it was last looked at.
+        assert "the main process is gone" not in log, log[-3000:]
