@@ -16,11 +16,12 @@ def describe(redis: RedisServer) -> dict[str, str]:
     celeriac = subprocess.run(
         [*workers.command("celeriac"), "--version"], capture_output=True, text=True, check=True
     )
-    packages = ("celery", "kombu", "billiard", "redis", "django", "numpy", "pandas")
+    # Where cffi is there, billiard has it parse C in each child that it starts.
+    packages = ("celery", "kombu", "billiard", "redis", "cffi", "django", "numpy", "pandas")
     server: dict[str, object] = redis.client().info("server")
     return {
         "celeriac": celeriac.stdout.removeprefix("celeriac").strip(),
-        **{name: metadata.version(name) for name in packages},
+        **{name: _version(name) for name in packages},
         "python": platform.python_version(),
         "redis server": str(server["redis_version"]),
         "kernel": platform.release(),
@@ -33,6 +34,13 @@ def describe(redis: RedisServer) -> dict[str, str]:
 def load() -> str:
     """What else the machine has to do, as the load of the last minutes."""
     return " ".join(f"{load:.2f}" for load in os.getloadavg())
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 def _first(file: str, name: str) -> str:
