@@ -79,13 +79,13 @@ class Parent:
         request.update(delivery_info={}, hostname=HOSTNAME, timelimit=[None, None])
         text = json.dumps(request).encode()
         raw = json.dumps([args, {}, {}]).encode() if body is None else body
-        flags |= child.BODY_IN_FILE if file else 0
+        flags |= child.IN_FILE if file else 0
         head = child._JOB.pack(child.JOB, flags, 0, len(text), self._jobs)
         if file:
             fd = os.memfd_create("body")
-            os.write(fd, raw)
+            os.write(fd, text + raw)
             os.lseek(fd, 0, os.SEEK_SET)
-            socket.send_fds(self._ours, [head + text], [fd])
+            socket.send_fds(self._ours, [head], [fd])
             os.close(fd)
         else:
             self._ours.send(head + text + raw)

@@ -41,7 +41,7 @@ JOB, LEAVE = 1, 2
 UP, DONE = 1, 2
 
 #: The body is in the file whose descriptor came with the message.
-BODY_IN_FILE = 1
+IN_FILE = 1
 #: The child leaves after this job.
 LAST = 2
 #: The parent wants the representation of the result.
@@ -181,11 +181,10 @@ def _workloop(self: Any, debug: Any = None, now: Any = None, pid: int | None = N
         report: tuple[int, float | None, bytes]
         try:
             try:
-                end = offset + request_length
-                text = message[offset:end].decode()
+                content = _read_file(ancillary) if flags & IN_FILE else message[offset:]
+                text = content[:request_length].decode()
                 request = body.loads(text) if "__type__" in text else loads(text)
-                raw = _read_file(ancillary) if flags & BODY_IN_FILE else message[end:]
-                arguments = decode(raw, request)
+                arguments = decode(content[request_length:], request)
             except body.Undecodable as exc:
                 report = UNDECODABLE, None, _failure(exc.reason)
             except body.Invalid as exc:
@@ -218,7 +217,7 @@ def _workloop(self: Any, debug: Any = None, now: Any = None, pid: int | None = N
             return EX_RECYCLE
         # Nothing of the last job may live on until the next one comes.
         del message, ancillary, report, detail
-        request = arguments = raw = value = text = None
+        request = arguments = content = value = text = None
 
 
 def _read_file(ancillary: list[tuple[int, int, bytes]]) -> bytes:

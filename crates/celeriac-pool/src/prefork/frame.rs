@@ -16,12 +16,12 @@ const LEAVE: u8 = 2;
 const UP: u8 = 1;
 const DONE: u8 = 2;
 
-const BODY_IN_FILE: u8 = 1;
+const IN_FILE: u8 = 1;
 const LAST: u8 = 2;
 const WANTS_RESULT: u8 = 4;
 const WANTS_EXCEPTION: u8 = 8;
 
-/// The longest message that goes over a socket; a longer body goes in a file. Well below the
+/// The longest message that goes over a socket; what is longer goes in a file. Well below the
 /// default size of a socket's buffer (208 KiB), so that several messages fit.
 const INLINE_BYTES: usize = 64 * 1024;
 /// Longer than any message of a child.
@@ -36,10 +36,11 @@ pub enum AfterJob {
     Leave,
 }
 
-/// A job as a message: the parts to send one after the other, and the body if it is too long.
+/// A job as a message: a head, and the request and the body that follow it or go in a file.
 #[derive(Debug)]
 pub struct JobMessage<'j> {
-    head: Vec<u8>,
+    head: [u8; 16],
+    request: String,
     body: &'j [u8],
 }
 
@@ -68,37 +69,35 @@ impl<'j> JobMessage<'j> {
 
         let mut flags = 0;
         for (flag, is_set) in [
-            (BODY_IN_FILE, request.len() + job.body.len() > INLINE_BYTES),
+            (IN_FILE, request.len() + job.body.len() > INLINE_BYTES),
             (LAST, after == AfterJob::Leave),
             (WANTS_RESULT, job.wants_result),
             (WANTS_EXCEPTION, job.wants_exception),
         ] {
             flags |= if is_set { flag } else { 0 };
         }
-        let mut head = Vec::with_capacity(16 + request.len());
-        head.extend_from_slice(&[JOB, flags, 0, 0]);
-        head.extend_from_slice(&(request.len() as u32).to_le_bytes());
-        head.extend_from_slice(&job.key.0.to_le_bytes());
-        head.extend_from_slice(request.as_bytes());
+        let mut head = [0; 16];
+        head[..4].copy_from_slice(&[JOB, flags, 0, 0]);
+        head[4..8].copy_from_slice(&(request.len() as u32).to_le_bytes());
+        head[8..].copy_from_slice(&job.key.0.to_le_bytes());
         Self {
             head,
+            request,
             body: &job.body,
         }
     }
 
-    /// The body, when it goes in a file.
-    pub fn body_for_file(&self) -> Option<&[u8]> {
-        (self.head[1] & BODY_IN_FILE != 0).then_some(self.body)
+    /// What goes in a file, if it is too long for a message.
+    pub fn parts_for_file(&self) -> Option<[&[u8]; 2]> {
+        (self.head[1] & IN_FILE != 0).then_some([self.request.as_bytes(), self.body])
     }
 
     /// The parts of the message.
-    pub fn parts(&self) -> [&[u8]; 2] {
-        let body = if self.body_for_file().is_some() {
-            &[]
-        } else {
-            self.body
-        };
-        [&self.head, body]
+    pub fn parts(&self) -> [&[u8]; 3] {
+        match self.parts_for_file() {
+            Some(_) => [&self.head, &[], &[]],
+            None => [&self.head, self.request.as_bytes(), self.body],
+        }
     }
 }
 
@@ -249,7 +248,7 @@ mod tests {
     fn a_job_is_written_as_the_child_reads_it() {
         let job = job(r#"{"id": "1"}"#, b"[[], {}, {}]".to_vec());
         let message = JobMessage::new(&job, AfterJob::Leave);
-        let [head, body] = message.parts();
+        let [head, sent, body] = message.parts();
         let request = br#"{"id": "1", "celeriac": null}"#;
         assert_eq!(
             head[..8],
@@ -265,7 +264,8 @@ mod tests {
             ]
         );
         assert_eq!(head[8..16], 7_u64.to_le_bytes());
-        assert_eq!(&head[16..], request);
+        assert_eq!(head.len(), 16);
+        assert_eq!(sent, request);
         assert_eq!(body, b"[[], {}, {}]");
         assert_eq!(job_number(head), Some(7));
     }
@@ -277,19 +277,23 @@ mod tests {
         job.content_encoding = Some("binary".into());
         let message = JobMessage::new(&job, AfterJob::Stay);
         let request = r#"{"celeriac": ["application/x-python-serialize", "binary"]}"#;
-        assert_eq!(std::str::from_utf8(&message.parts()[0][16..]), Ok(request));
+        assert_eq!(std::str::from_utf8(message.parts()[1]), Ok(request));
         job.content_type = None;
         let message = JobMessage::new(&job, AfterJob::Stay);
-        assert!(message.parts()[0].ends_with(br#"{"celeriac": ["", "binary"]}"#));
+        assert_eq!(message.parts()[1], br#"{"celeriac": ["", "binary"]}"#);
     }
 
     #[test]
-    fn a_long_body_goes_in_a_file() {
-        let job = job("{}", vec![b'x'; INLINE_BYTES]);
-        let message = JobMessage::new(&job, AfterJob::Stay);
-        assert_eq!(message.body_for_file().map(<[u8]>::len), Some(INLINE_BYTES));
-        assert_eq!(message.parts()[1], b"");
-        assert_eq!(message.parts()[0][1] & BODY_IN_FILE, BODY_IN_FILE);
+    fn what_is_too_long_goes_in_a_file() {
+        let long = format!(r#"{{"id": "{}"}}"#, "x".repeat(INLINE_BYTES));
+        for job in [job("{}", vec![b'x'; INLINE_BYTES]), job(&long, Vec::new())] {
+            let message = JobMessage::new(&job, AfterJob::Stay);
+            let [request, body] = message.parts_for_file().unwrap();
+            assert!(request.ends_with(br#""celeriac": null}"#));
+            assert_eq!(body, &*job.body);
+            assert_eq!(message.parts()[1..], [b"", b""]);
+            assert_eq!(message.parts()[0][1] & IN_FILE, IN_FILE);
+        }
     }
 
     fn done(kind: u8, runtime: f64, detail: &[u8]) -> Vec<u8> {

@@ -160,7 +160,7 @@ struct Child {
     index: usize,
     pid: Option<u32>,
     is_up: bool,
-    /// When it must be up.
+    /// When it must be up, once it exists.
     start_by: Duration,
     /// The first runs, the others are ahead of it in its channel.
     jobs: VecDeque<Assigned>,
@@ -338,8 +338,10 @@ impl Machine {
 
     /// A child exists.
     pub fn forked(&mut self, number: u32, pid: u32, now: Duration) {
+        let start_by = now + self.limits.start_timeout;
         if let Some(child) = self.children.get_mut(&number) {
             child.pid = Some(pid);
+            child.start_by = start_by;
             self.came_up(number, now);
         }
     }
@@ -506,7 +508,13 @@ impl Machine {
         self.waiting.push_front(Waiting { job, since: now });
     }
 
-    /// Jobs that were taken back from a child before it read them.
+    /// The job of a child that has begun.
+    pub fn running(&self, number: u32) -> Option<RequestKey> {
+        let first = self.children.get(&number)?.jobs.front()?;
+        first.started.map(|_| first.key)
+    }
+
+    /// Jobs that were taken back from a child before it read them: none that has begun.
     pub fn taken_back(&mut self, number: u32, keys: &[RequestKey], now: Duration) {
         if let Some(child) = self.children.get_mut(&number) {
             child.jobs.retain(|job| !keys.contains(&job.key));
@@ -514,6 +522,7 @@ impl Machine {
         for key in keys {
             self.tell(PoolEvent::Returned { key: *key });
         }
+        self.retire_if_done(number, now);
         self.tick(now);
     }
 
@@ -904,7 +913,7 @@ impl Machine {
                     index,
                     pid: None,
                     is_up: false,
-                    start_by: now + self.limits.start_timeout,
+                    start_by: Duration::MAX,
                     jobs: VecDeque::new(),
                     tasks_left: self.limits.max_tasks_per_child,
                     retires: false,

@@ -221,11 +221,16 @@ impl PreforkPool {
             .map(|child| child.send(&job, after))
         {
             Some(Ok(())) => self.machine.sent(number, now),
-            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+            // The child is gone: the job, which it never had, is given back with its end.
+            Some(Err(error)) if is_gone(&error) => {
+                tracing::debug!(%error, "a child takes no job");
+            }
+            Some(Err(error)) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    tracing::error!(%error, "a job could not be sent to a process of the pool");
+                }
                 self.machine.unsent(number, job, now);
             }
-            // The child is gone: the job, which it never had, is given back with its end.
-            Some(Err(error)) => tracing::debug!(%error, "a child takes no job"),
             None => self.machine.unsent(number, job, now),
         }
     }
@@ -258,17 +263,26 @@ impl PreforkPool {
         let Some(child) = self.children.get(&number) else {
             return;
         };
+        // It counts as begun, though the child may not have come to it.
+        let begun = self.machine.running(number);
+        let mut returns = Vec::new();
         let mut keys = Vec::new();
         let mut buffer = vec![0; frame::RECEIVE_BYTES];
-        while let Ok(length) = seqpacket::take_back(child.their_end.as_fd(), &mut buffer) {
-            match frame::job_number(&buffer[..length]) {
-                Some(key) => keys.push(RequestKey(key)),
-                // The order to leave was behind the jobs.
-                None if length > 0 => drop(child.channel.try_send(&[&frame::leave()], &[])),
-                None => break,
+        while let Ok((length @ 1.., descriptors)) =
+            seqpacket::take_back(child.their_end.as_fd(), &mut buffer)
+        {
+            match frame::job_number(&buffer[..length]).map(RequestKey) {
+                Some(key) if Some(key) != begun => keys.push(key),
+                // It was not meant to be taken, nor the order to leave.
+                _ => returns.push((buffer[..length].to_vec(), descriptors)),
             }
-            if length == 1 {
-                break;
+        }
+        for (message, descriptors) in &returns {
+            let descriptors: Vec<_> = descriptors.iter().map(OwnedFd::as_fd).collect();
+            if let Err(error) = child.channel.try_send(&[message], &descriptors) {
+                // There was room for it before: the child is gone, or of no use.
+                tracing::debug!(%error, "a child does not get its job back");
+                child.signal(Kill::Kill);
             }
         }
         let now = self.now();
@@ -432,10 +446,10 @@ impl PreforkPool {
 impl Child {
     fn send(&self, job: &Job, after: frame::AfterJob) -> io::Result<()> {
         let message = JobMessage::new(job, after);
-        match message.body_for_file() {
+        match message.parts_for_file() {
             None => self.channel.try_send(&message.parts(), &[]),
-            Some(body) => {
-                let file = memory_file::with_content(body)?;
+            Some(parts) => {
+                let file = memory_file::with_content(&parts)?;
                 self.channel.try_send(&message.parts(), &[file.as_fd()])
             }
         }
@@ -452,6 +466,14 @@ impl Child {
             },
         }
     }
+}
+
+/// Whether a message could not be sent because nobody will ever read it.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected
+    )
 }
 
 #[async_trait]

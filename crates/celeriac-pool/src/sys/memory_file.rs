@@ -6,13 +6,15 @@ use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
-/// A file with the given content, to be read from its beginning.
+/// A file of the given parts, to be read from its beginning.
 ///
 /// # Errors
 /// When memory or descriptors run out.
-pub fn with_content(content: &[u8]) -> io::Result<File> {
+pub fn with_content(parts: &[&[u8]]) -> io::Result<File> {
     let mut file = File::from(memfd_create("celeriac", MemfdFlags::CLOEXEC)?);
-    file.write_all(content)?;
+    for part in parts {
+        file.write_all(part)?;
+    }
     file.rewind()?;
     Ok(file)
 }

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use tokio::io::unix::AsyncFd;
 
@@ -68,7 +68,7 @@ impl SeqPacket {
         loop {
             let mut ready = self.fd.readable().await?;
             match ready.try_io(|fd| receive(fd.get_ref().as_fd(), buffer)) {
-                Ok(result) => return result,
+                Ok(result) => return result.map(|(length, _)| length),
                 Err(_would_block) => {}
             }
         }
@@ -89,7 +89,7 @@ impl SeqPacket {
     /// [`io::ErrorKind::WouldBlock`] when there is none.
     pub fn try_receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         self.fd.try_io(tokio::io::Interest::READABLE, |fd| {
-            receive(fd.as_fd(), buffer)
+            receive(fd.as_fd(), buffer).map(|(length, _)| length)
         })
     }
 
@@ -110,18 +110,17 @@ impl SeqPacket {
     }
 }
 
-/// Reads one message from a socket that another process reads too, if there is one: whoever reads
-/// it first has it alone.
+/// Reads one message, and the descriptors that came with it, from a socket that another process
+/// reads too, if there is one: whoever reads it first has it alone.
 ///
 /// # Errors
 /// [`io::ErrorKind::WouldBlock`] when there is none.
-pub fn take_back(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+pub fn take_back(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     receive(fd, buffer)
 }
 
-fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-    // Descriptors that come along are closed with this buffer.
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [IoSliceMut::new(buffer)];
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
@@ -137,7 +136,12 @@ fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
             "a message is too long",
         ));
     }
-    Ok(message.bytes)
+    let length = message.bytes;
+    let descriptors = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    Ok((length, descriptors.flatten().collect()))
 }
 
 #[cfg(test)]
@@ -177,10 +181,12 @@ mod tests {
         let file = std::fs::File::open("/dev/null").unwrap();
         ours.try_send(&[b"job"], &[file.as_fd()]).unwrap();
         let mut buffer = [0; 16];
-        assert_eq!(take_back(theirs.as_fd(), &mut buffer).unwrap(), 3);
+        let (length, descriptors) = take_back(theirs.as_fd(), &mut buffer).unwrap();
+        assert_eq!((length, descriptors.len()), (3, 1));
+        drop(descriptors);
         let error = take_back(theirs.as_fd(), &mut buffer).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-        // The descriptor that came along was closed: no number beyond ours is open.
+        // The descriptor that came along is closed with it: no number beyond ours is open.
         let next = std::fs::File::open("/dev/null").unwrap();
         assert!(next.as_raw_fd() <= file.as_raw_fd() + 2);
     }
