@@ -14,7 +14,16 @@ const CELERY: &str = "
 import sys
 sys.path[:] = [folder for folder in sys.path if folder]
 sys.argv[0] = 'celery'
-from celery.__main__ import main
+try:
+    from celery.__main__ import main
+except ModuleNotFoundError as exc:
+    if exc.name != 'celery':
+        raise
+    sys.exit(
+        f'Error: Celery is not installed for {sys.executable}.\n\n'
+        'To mend this: install it there (`pip install celery`), or name the interpreter of your '
+        'app with --python, CELERIAC_PYTHON or an activated virtual environment.'
+    )
 main()
 ";
 

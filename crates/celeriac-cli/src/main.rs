@@ -11,10 +11,8 @@ mod worker;
 
 use std::process::ExitCode;
 
-use clap::CommandFactory as _;
-
+use arguments::Command;
 use arguments::client::Report;
-use arguments::{Arguments, Command};
 fn main() -> ExitCode {
     let (arguments, user_words) = match arguments::parse(std::env::args_os()) {
         Ok(parsed) => parsed,
@@ -40,8 +38,10 @@ fn main() -> ExitCode {
         Command::List(list) => celery::become_celery(global, list),
         Command::Report => celery::become_celery(global, &Report),
         Command::Completions { shell } => {
-            let mut command = Arguments::command();
-            clap_complete::generate(*shell, &mut command, "celeriac", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut arguments::visible(), "celeriac", &mut script);
+            // Whoever reads it may have seen enough.
+            console::print(&String::from_utf8_lossy(&script));
             return ExitCode::SUCCESS;
         }
     };

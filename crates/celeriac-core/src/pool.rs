@@ -246,7 +246,7 @@ pub enum Outcome {
     /// The task asked to be retried; the message for that has been sent.
     Retry(Failure),
     /// The task asked to be ignored.
-    Ignore,
+    Ignore(Failure),
     /// The task rejected its message.
     Reject {
         /// Whether it is to run again.

@@ -19,6 +19,10 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// How deep headers and properties may be nested: Python's `json` reads somewhat less than 1,000
+/// levels, in a thread with little stack.
+const MOST_LEVELS: usize = 500;
+
 /// Why an envelope can't be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -32,6 +36,9 @@ pub enum Undecodable {
     /// A member has a type that kombu never writes.
     #[error("the envelope's member {0:?} has the wrong type")]
     Member(&'static str),
+    /// Headers or properties that no Python would read.
+    #[error("the envelope's member {0:?} is nested too deeply")]
+    TooDeep(&'static str),
     /// The body is not base64 although `body_encoding` says so.
     #[error("the body is not base64: {0}")]
     Base64(#[from] base64::DecodeError),
@@ -51,6 +58,7 @@ pub fn decode(raw: &Bytes) -> Result<Message, Undecodable> {
     let mut envelope = Object::parse(&text)?;
 
     let properties_text = envelope.take("properties").unwrap_or(Cow::Borrowed("{}"));
+    shallow(&properties_text, "properties")?;
     let properties = Object::parse(&properties_text)?;
     let body = match envelope.take("body") {
         None => Bytes::new(),
@@ -72,6 +80,9 @@ pub fn decode(raw: &Bytes) -> Result<Message, Undecodable> {
     let headers = envelope
         .take("headers")
         .filter(|headers| json::is_truthy(headers));
+    if let Some(headers) = &headers {
+        shallow(headers, "headers")?;
+    }
     Ok(Message {
         body,
         content_type: optional_text(envelope.get("content-type"), "content-type")?,
@@ -80,6 +91,13 @@ pub fn decode(raw: &Bytes) -> Result<Message, Undecodable> {
         properties: slice(&properties_text),
         delivery_info,
     })
+}
+
+fn shallow(text: &str, name: &'static str) -> Result<(), Undecodable> {
+    if json::is_deeper_than(text, MOST_LEVELS) {
+        return Err(Undecodable::TooDeep(name));
+    }
+    Ok(())
 }
 
 /// Writes `message` as an envelope with the given delivery tag, its body in base64.

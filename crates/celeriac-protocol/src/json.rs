@@ -117,6 +117,32 @@ pub fn parse_array(text: &str) -> Result<Vec<&str>, serde_json::Error> {
         .collect())
 }
 
+/// Whether arrays and objects stand in each other more than `limit` deep, or seem to: `text` need
+/// not be valid JSON.
+pub fn is_deeper_than(text: &str, limit: usize) -> bool {
+    // Each level takes two characters.
+    if text.len() < 2 * limit {
+        return false;
+    }
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                if depth > limit {
+                    return true;
+                }
+            }
+            b']' | b'}' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
+}
+
 /// `text` as a JSON string, quotes included.
 pub fn quote(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_else(|_| "\"\"".to_owned())
@@ -242,6 +268,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn depth_is_measured_outside_of_strings() {
+        let deep = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(is_deeper_than(&deep(11), 10));
+        assert!(!is_deeper_than(&deep(10), 10));
+        assert!(!is_deeper_than(&"[]".repeat(100), 10));
+        assert!(!is_deeper_than(&format!(r#""\"{}""#, "[{".repeat(50)), 10));
+        assert!(is_deeper_than(&"[".repeat(100_000), 500));
+    }
 
     #[test]
     fn members_keep_their_text_and_order() {

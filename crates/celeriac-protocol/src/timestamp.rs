@@ -33,10 +33,12 @@ pub fn parse(text: &str) -> Result<Timestamp, InvalidTime> {
         Some(time) => parse_time(time)?,
     };
     let next_day = Span::new().days(i64::from(time.is_midnight_of_next_day));
-    DateTime::from_parts(date, time.time)
+    let at = DateTime::from_parts(date, time.time)
         .checked_add(next_day)
-        .and_then(|at| tz::Offset::from_seconds(offset.unwrap_or(0))?.to_timestamp(at))
-        .map_err(|_| InvalidTime::Range)
+        .map_err(|_| InvalidTime::Range)?;
+    let offset = tz::Offset::from_seconds(offset.unwrap_or(0)).map_err(|_| InvalidTime::Range)?;
+    // The last day of the year 9999 is beyond what a timestamp holds, whatever the offset.
+    Ok(offset.to_timestamp(at).unwrap_or(Timestamp::MAX))
 }
 
 /// Splits the date off the front.
@@ -256,6 +258,17 @@ mod tests {
         for (text, expected) in READ_BY_DATEUTIL {
             let expected: Timestamp = expected.parse().unwrap();
             assert_eq!(parse(text), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_time_is_far_away() {
+        for text in [
+            "9999-12-31T23:59:59.999999+00:00",
+            "9999-12-31",
+            "9999-12-31T00:00-14:00",
+        ] {
+            assert_eq!(parse(text), Ok(Timestamp::MAX), "{text}");
         }
     }
 

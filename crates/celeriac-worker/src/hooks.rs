@@ -36,10 +36,10 @@ pub enum Blueprint {
 pub enum HookCall {
     /// Start the app's own steps.
     StartSteps(Blueprint),
-    /// Stop them.
-    StopSteps {
-        /// Which.
-        blueprint: Blueprint,
+    /// A shutdown begins: the loader is told, steps are closed, the consumer's are stopped.
+    CloseSteps,
+    /// Nothing runs any more, or nothing may: the worker's steps are stopped.
+    EndSteps {
         /// At a cold shutdown.
         terminate: bool,
     },
@@ -113,6 +113,10 @@ pub enum HookCall {
         pid: u32,
         /// When the task began: seconds since 1970.
         time_start: f64,
+        /// What the task raised `SystemExit` with, if that is how it ended.
+        status: Option<i32>,
+        /// Whether it runs again: then nothing is stored.
+        requeues: bool,
     },
     /// Fail a task that is over its hard time limit.
     TimedOut {

@@ -81,6 +81,17 @@ enum Start {
     Failed,
 }
 
+/// How far the app's own steps have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Steps {
+    /// They work, those that there are.
+    Started,
+    /// They know of the shutdown.
+    Closed,
+    /// They are stopped.
+    Ended,
+}
+
 /// What an awaited hook was called for.
 enum Asked {
     Core(HookToken),
@@ -103,10 +114,9 @@ pub struct Worker {
     settlements: Vec<Settlement>,
     start: Start,
     hostname: String,
-    has_worker_steps: bool,
     has_consumer_steps: bool,
     keeps_state: bool,
-    steps_are_stopped: bool,
+    steps: Steps,
     is_connected: bool,
     exits_at_once: Option<i32>,
 }
@@ -148,10 +158,9 @@ impl Worker {
                 is_connected: false,
                 is_up: false,
             },
-            has_worker_steps: parts.has_worker_steps,
             has_consumer_steps: parts.has_consumer_steps,
             keeps_state: parts.keeps_state,
-            steps_are_stopped: false,
+            steps: Steps::Started,
             is_connected: false,
             exits_at_once: None,
         };
@@ -221,8 +230,8 @@ impl Worker {
     fn answered(&mut self, asked: Asked, answer: Result<serde_json::Value, String>) {
         match (asked, answer) {
             (Asked::Core(token), answer) => {
-                let now = self.now();
-                self.core.answered(token, answer, now);
+                let (free, now) = (self.pool.free(), self.now());
+                self.core.answered(token, answer, free, now);
             }
             (Asked::ConsumerSteps, Ok(_)) => self.ready(),
             (Asked::ConsumerSteps, Err(error)) => {
@@ -367,30 +376,22 @@ impl Worker {
                 Effect::ExitNow(status) => self.exits_at_once = Some(status),
             }
         }
-        let phase = self.core.shutdown().phase();
-        if phase != Phase::Running && !self.steps_are_stopped {
-            self.steps_are_stopped = true;
-            self.stop_steps(phase > Phase::Warm);
-        }
+        self.end_steps();
         let want = self.core.want(self.pool.free());
         self.consumer.exchange(&mut self.settlements, want);
     }
 
-    /// Stops the app's own steps, those of the consumer first.
-    fn stop_steps(&self, terminate: bool) {
-        if self.has_consumer_steps && matches!(self.start, Start::Steps | Start::Ready) {
-            let blueprint = Blueprint::Consumer;
-            self.hooks.tell(HookCall::StopSteps {
-                blueprint,
-                terminate,
-            });
+    /// Has the app's own steps end as far as the shutdown has come.
+    fn end_steps(&mut self) {
+        let phase = self.core.shutdown().phase();
+        if phase != Phase::Running && self.steps == Steps::Started {
+            self.steps = Steps::Closed;
+            self.hooks.tell(HookCall::CloseSteps);
         }
-        if self.has_worker_steps {
-            let blueprint = Blueprint::Worker;
-            self.hooks.tell(HookCall::StopSteps {
-                blueprint,
-                terminate,
-            });
+        let terminate = phase == Phase::Cold;
+        if self.steps == Steps::Closed && (terminate || self.core.is_done()) {
+            self.steps = Steps::Ended;
+            self.hooks.tell(HookCall::EndSteps { terminate });
         }
     }
 
@@ -412,6 +413,10 @@ impl Worker {
                 self.journal
                     .write(Happening::Notice { text: &text }.record());
             }
+        }
+        if self.core.shutdown().phase() == Phase::Cold {
+            // As in Celery, there is no time for a goodbye.
+            return;
         }
         // What it says is logged by main.
         let said = self.hooks.call(HookCall::WorkerShutdown);

@@ -9,7 +9,8 @@ use celeriac_core::broker::{
 };
 use celeriac_core::queue::Queue;
 use celeriac_protocol::{Message, envelope};
-use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
 
 use super::Shared;
 use super::database::Database;
@@ -286,9 +287,9 @@ fn claim(
             let queue = queues[at].clone();
             // With one queue there is nobody to take turns with.
             let count = if queues.len() == 1 { count } else { 1 };
-            let mut rows: Vec<(i64, String)> = take
+            let mut rows: Vec<(i64, Bytes)> = take
                 .query_map(params![queue.id, count as i64], |row| {
-                    Ok((row.get(0)?, row.get(1)?))
+                    Ok((row.get(0)?, payload(row, 1)?))
                 })?
                 .collect::<Result<_, _>>()?;
             // RETURNING promises no order.
@@ -323,8 +324,17 @@ fn is_held(delivery: &Delivery, present: jiff::Timestamp) -> bool {
         .is_some_and(|head| head.eta.is_some_and(|eta| eta > present))
 }
 
-fn delivery(id: i64, queue: &Arc<str>, payload: String) -> Delivery {
-    let raw = Bytes::from(payload);
+/// The bytes of a column that anybody may have written anything into.
+fn payload(row: &Row<'_>, column: usize) -> rusqlite::Result<Bytes> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Bytes::copy_from_slice(bytes),
+        ValueRef::Null => Bytes::new(),
+        ValueRef::Integer(number) => number.to_string().into(),
+        ValueRef::Real(number) => number.to_string().into(),
+    })
+}
+
+fn delivery(id: i64, queue: &Arc<str>, raw: Bytes) -> Delivery {
     let message = envelope::decode(&raw).map_err(|error| Unreadable {
         reason: error.to_string(),
         raw,
@@ -365,14 +375,16 @@ fn settle(
         }
         Fate::Requeue => {
             // A new row, as kombu makes: it stands behind those that wait.
-            let row: Option<(String, i64)> = transaction
+            let row: Option<(Bytes, i64)> = transaction
                 .prepare_cached(&format!(
                     "SELECT payload, queue_id FROM {message} WHERE id = ?1"
                 ))?
-                .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
+                .query_row([id], |row| Ok((payload(row, 0)?, row.get(1)?)))
                 .optional()?;
             if let Some((payload, queue)) = row {
-                let marked = envelope::mark_redelivered(&payload);
+                // What is no text is no message either, and is not requeued by anybody.
+                let text = String::from_utf8_lossy(&payload);
+                let marked = envelope::mark_redelivered(&text);
                 insert(transaction, &shared.tables, queue, &marked)?;
                 transaction.prepare_cached(&delete)?.execute([id])?;
             }

@@ -6,8 +6,9 @@ pub(crate) mod worker;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Parser, Subcommand};
+use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 /// Runs your Celery app on a worker written in Rust.
 #[derive(Debug, Parser)]
@@ -100,10 +101,16 @@ pub(crate) fn parse(
     words: impl Iterator<Item = OsString>,
 ) -> Result<(Arguments, Vec<String>), clap::Error> {
     let mut words: Vec<OsString> = words.collect();
+    if words.len() == 1 {
+        words.push("--help".into());
+    }
     let mut unknown = Vec::new();
     let mut first = None;
     loop {
-        let error = match Arguments::try_parse_from(&words) {
+        let parsed = as_click_reads(Arguments::command())
+            .try_get_matches_from(&words)
+            .and_then(|matches| Arguments::from_arg_matches(&matches));
+        let error = match parsed {
             Ok(arguments) => match (&arguments.command, first) {
                 (Command::Worker(_), _) | (_, None) => return Ok((arguments, unknown)),
                 (_, Some(error)) => return Err(error),
@@ -118,6 +125,40 @@ pub(crate) fn parse(
             None => return Err(first.unwrap_or(error)),
         }
     }
+}
+
+/// Click takes the last of an option that is given twice, and no notice of an environment variable
+/// that is empty.
+fn as_click_reads(command: clap::Command) -> clap::Command {
+    let is_empty = |arg: &Arg| {
+        let name = arg.get_env();
+        name.is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()))
+    };
+    command
+        .args_override_self(true)
+        .mut_args(|arg| {
+            if is_empty(&arg) {
+                arg.env(Resettable::Reset)
+            } else {
+                arg
+            }
+        })
+        .mut_subcommands(as_click_reads)
+}
+
+/// The commands and options as users are to know them, for completions.
+pub(crate) fn visible() -> clap::Command {
+    without_hidden(&Arguments::command())
+}
+
+/// A copy without what is hidden: clap completes that as well.
+fn without_hidden(command: &clap::Command) -> clap::Command {
+    let args = command.get_arguments().filter(|arg| !arg.is_hide_set());
+    let commands = command.get_subcommands().map(without_hidden);
+    clap::Command::new(command.get_name().to_owned())
+        .about(command.get_about().cloned().unwrap_or_default())
+        .args(args.cloned())
+        .subcommands(commands)
 }
 
 /// Where the word stands that an error calls unknown.
@@ -201,8 +242,6 @@ impl Global {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -243,6 +282,25 @@ mod tests {
         );
         assert_eq!(parsed("celeriac worker -c"), Err(ErrorKind::InvalidValue));
         assert_eq!(parsed("celeriac wroker"), Err(ErrorKind::InvalidSubcommand));
+    }
+
+    #[test]
+    fn the_last_of_an_option_counts() {
+        let words = "celeriac worker -c 2 -l INFO -A one -c 3 -A two -l DEBUG";
+        let (arguments, _) = parse(words.split(' ').map(OsString::from)).unwrap();
+        assert_eq!(arguments.global.app().as_deref(), Some("two"));
+    }
+
+    #[test]
+    fn completions_offer_what_help_shows() {
+        let shown = visible();
+        let worker = shown.find_subcommand("worker").unwrap();
+        assert!(
+            worker
+                .get_arguments()
+                .any(|arg| arg.get_id() == "concurrency")
+        );
+        assert!(shown.get_arguments().all(|arg| arg.get_id() != "detached"));
     }
 
     #[test]

@@ -29,12 +29,8 @@ fn to_call(hook: HookCall) -> Call {
         HookCall::StartSteps(blueprint) => {
             Call::new("start_steps").with("blueprint", name(blueprint))
         }
-        HookCall::StopSteps {
-            blueprint,
-            terminate,
-        } => Call::new("stop_steps")
-            .with("blueprint", name(blueprint))
-            .with("terminate", terminate),
+        HookCall::CloseSteps => Call::new("close_steps"),
+        HookCall::EndSteps { terminate } => Call::new("end_steps").with("terminate", terminate),
         HookCall::WorkerReady => Call::new("worker_ready"),
         HookCall::WorkerShuttingDown { sig, how, exitcode } => Call::new("worker_shutting_down")
             .with("sig", sig)
@@ -70,11 +66,15 @@ fn to_call(hook: HookCall) -> Call {
             reason,
             pid,
             time_start,
+            status,
+            requeues,
         } => Call::new("lost")
             .about(&message)
             .with("reason", reason)
             .with("pid", pid)
-            .with("time_start", time_start),
+            .with("time_start", time_start)
+            .with("status", status)
+            .with("requeues", requeues),
         HookCall::TimedOut {
             message,
             limit,

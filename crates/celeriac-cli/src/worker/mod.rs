@@ -8,6 +8,7 @@ mod privileges;
 mod settings;
 mod signals;
 
+use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -24,6 +25,8 @@ use celeriac_pool::python::zygote::Zygote;
 use celeriac_pool::python::{Host, Main, StartOptions};
 use celeriac_worker::Worker;
 use celeriac_worker::worker::{End, Parts};
+use nix::errno::Errno;
+use nix::sys::wait::{WaitPidFlag, WaitStatus};
 
 use crate::arguments::Global;
 use crate::arguments::worker::{LogFormat, WorkerArguments};
@@ -38,6 +41,9 @@ use settings::Environment;
 const EX_CANTCREAT: u8 = 73;
 /// How long the app's exit handlers may take at the end.
 const EXIT_HANDLERS: Duration = Duration::from_secs(10);
+
+/// Between two looks for processes that have ended.
+const REAPING: Duration = Duration::from_millis(10);
 
 /// Runs a worker to its end.
 pub(crate) fn run(
@@ -192,6 +198,9 @@ async fn start_and_run(
         }
     }
     drop(pidfile);
+    if end.restarts {
+        wait_for_processes().await;
+    }
     Ok(end)
 }
 
@@ -234,15 +243,75 @@ fn write_notices(description: &Description, arguments: &WorkerArguments, journal
     }
 }
 
+/// A word of the command line, any password of a URL in it masked.
+fn without_password(word: &str) -> String {
+    let mut shown = String::with_capacity(word.len());
+    let mut rest = word;
+    while let Some(at) = rest.find("://") {
+        let (scheme, after) = rest.split_at(at + "://".len());
+        shown.push_str(scheme);
+        // A list of URLs is separated by semicolons. A password may hold an `@` that is not
+        // quoted: everything up to the last one is masked.
+        let end = after.find(';').unwrap_or(after.len());
+        let (url, next) = after.split_at(end);
+        match url.rsplit_once('@') {
+            Some((credentials, address)) => {
+                let user = credentials.split_once(':').map_or("", |(user, _)| user);
+                let _ = write!(shown, "{user}:**@{address}");
+            }
+            None => shown.push_str(url),
+        }
+        rest = next;
+    }
+    shown.push_str(rest);
+    shown
+}
+
+/// Waits for what is left of the processes below this one: they would be nobody's after `exec`.
+async fn wait_for_processes() {
+    let none_is_left = async {
+        loop {
+            match nix::sys::wait::waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) => tokio::time::sleep(REAPING).await,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => break,
+            }
+        }
+    };
+    // What does not end in time is collected later, by its successor.
+    drop(tokio::time::timeout(EXIT_HANDLERS, none_is_left).await);
+}
+
 /// Begins anew, as the same process; returns only what went wrong.
 fn restart() -> Failure {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let shown: Vec<_> = arguments
         .iter()
-        .map(|word| word.to_string_lossy())
+        .map(|word| without_password(&word.to_string_lossy()))
         .collect();
     console::print(&format!("Restarting celery worker ({})\n", shown.join(" ")));
     let program = std::env::current_exe().unwrap_or_else(|_| "celeriac".into());
     let error = Command::new(program).args(arguments).exec();
     Failure::new(format!("The worker can't be started again: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_masked() {
+        for (word, shown) in [
+            ("-b", "-b"),
+            ("redis://:secret@host/0", "redis://:**@host/0"),
+            (
+                "--broker=redis://u:se@cret@host",
+                "--broker=redis://u:**@host",
+            ),
+            ("redis://h/0;redis://:b@c/1", "redis://h/0;redis://:**@c/1"),
+            ("sqla+sqlite:///file.db", "sqla+sqlite:///file.db"),
+        ] {
+            assert_eq!(without_password(word), shown);
+        }
+    }
 }

@@ -164,7 +164,7 @@ fn outcome(kind: u8, runtime: Option<Duration>, detail: &[u8]) -> Option<Outcome
         },
         1 => Outcome::Failure(detail()?.failure()),
         2 => Outcome::Retry(detail()?.failure()),
-        3 => Outcome::Ignore,
+        3 => Outcome::Ignore(detail()?.failure()),
         4 => {
             let detail = detail()?;
             Outcome::Reject {
@@ -316,7 +316,7 @@ mod tests {
         for (kind, expected) in [
             (1, Outcome::Failure(failure.clone())),
             (2, Outcome::Retry(failure.clone())),
-            (3, Outcome::Ignore),
+            (3, Outcome::Ignore(failure.clone())),
             (
                 4,
                 Outcome::Reject {

@@ -280,7 +280,7 @@ impl Machine {
             return 0;
         }
         let next = self.estimates.next().max(1e-9);
-        let (mut idle, mut more) = (0, 0);
+        let (mut idle, mut more, mut most) = (0, 0, 0);
         for child in self.children.values() {
             if child.pid.is_none() || !child.is_up {
                 // It will be there in milliseconds, unless starting is the trouble.
@@ -292,7 +292,12 @@ impl Machine {
                 let ahead = ahead.clamp(0.0, MOST_AHEAD.saturating_sub(queued) as f64) as usize;
                 idle += usize::from(child.is_idle());
                 more += ahead.min(left - usize::from(child.is_idle()));
+                most += (AHEAD / next).clamp(0.0, MOST_AHEAD as f64) as usize;
             }
+        }
+        // While nobody waits for it, what is fetched ahead is fetched by halves, not one by one.
+        if idle == 0 && 2 * more < most {
+            more = 0;
         }
         (idle.min(self.size - self.busy().min(self.size)) + more).saturating_sub(self.waiting.len())
     }

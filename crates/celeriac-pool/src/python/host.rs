@@ -53,8 +53,11 @@ pub enum StartError {
     #[error("{}", .0.message)]
     Refused(Refusal),
     /// The interpreter ended without a word.
-    #[error("the Python process ended while it loaded the app")]
-    Died,
+    #[error("{}, which is to be a Python interpreter, ended while it loaded the app", python.display())]
+    Died {
+        /// The interpreter.
+        python: PathBuf,
+    },
     /// The interpreter said something that makes no sense.
     #[error("the Python process said something unexpected: {0}")]
     Protocol(String),
@@ -88,6 +91,7 @@ pub struct Host {
     control: UnixStream,
     zygote: SeqPacket,
     pid: u32,
+    python: PathBuf,
 }
 
 impl Host {
@@ -135,7 +139,9 @@ impl Host {
             Ok(Some(frame)) => frame.text,
             Ok(None) | Err(_) => {
                 drop(started);
-                return Err(StartError::Died);
+                return Err(StartError::Died {
+                    python: options.python.clone(),
+                });
             }
         };
         Ok((
@@ -144,6 +150,7 @@ impl Host {
                 control,
                 zygote,
                 pid,
+                python: options.python.clone(),
             },
         ))
     }
@@ -161,7 +168,9 @@ impl Host {
         Frame::text("{\"split\": true}")
             .write(&mut self.control)
             .await
-            .map_err(|_| StartError::Died)?;
+            .map_err(|_| StartError::Died {
+                python: self.python,
+            })?;
         Ok((self.control, self.zygote))
     }
 }

@@ -36,7 +36,7 @@ pub fn reported(outcome: &Outcome, task: &TaskOptions) -> Disposition {
         Fate::Reject
     };
     let (hook, fate) = match outcome {
-        Outcome::Success { .. } | Outcome::Retry(_) | Outcome::Ignore => (None, Fate::Ack),
+        Outcome::Success { .. } | Outcome::Retry(_) | Outcome::Ignore(_) => (None, Fate::Ack),
         Outcome::Failure(_) => (None, on_failure),
         Outcome::Raised(_) | Outcome::Left { .. } => (Some(Hook::Raised), on_failure),
         Outcome::Reject { requeue: true, .. } => (None, Fate::Requeue),
@@ -134,7 +134,12 @@ mod tests {
                 None,
                 Fate::Ack,
             ),
-            (&Outcome::Ignore, unforgiving.clone(), None, Fate::Ack),
+            (
+                &Outcome::Ignore(failure()),
+                unforgiving.clone(),
+                None,
+                Fate::Ack,
+            ),
             (&requeue, late(), None, Fate::Requeue),
             (&reject, late(), Some(Hook::Rejected), Fate::Reject),
             (

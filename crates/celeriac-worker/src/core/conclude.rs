@@ -21,6 +21,8 @@ pub(super) struct Loss {
     reason: String,
     pid: u32,
     time_start: f64,
+    /// What the task raised `SystemExit` with, if it did.
+    status: Option<i32>,
     retries_are_spent: bool,
 }
 
@@ -103,7 +105,7 @@ impl Core {
         };
         if let Outcome::Left { status } = outcome {
             let reason = exited_prematurely(ExitStatus::Code(status), None);
-            return self.begin_loss(key, pid, seconds(since), reason);
+            return self.begin_loss(key, pid, seconds(since), reason, Some(status));
         }
         let disposition = disposition::reported(&outcome, &request.task);
         let message = Arc::clone(&request.message);
@@ -117,8 +119,22 @@ impl Core {
                     None,
                 );
             }
-            Outcome::Retry(failure) => self.notify(key, "on_retry", json!({}), Some(failure)),
-            Outcome::Failure(failure) => self.notify(key, "on_failure", json!({}), Some(failure)),
+            Outcome::Retry(failure) => {
+                // Celery's `on_failure` is what calls `on_retry`.
+                let is_overridden = |method| {
+                    let request = self.requests.get(&key);
+                    request.is_some_and(|request| request.task.overrides(method))
+                };
+                let method = if is_overridden("on_failure") {
+                    "on_failure"
+                } else {
+                    "on_retry"
+                };
+                self.notify(key, method, json!({}), Some(failure));
+            }
+            Outcome::Failure(failure) | Outcome::Ignore(failure) => {
+                self.notify(key, "on_failure", json!({}), Some(failure));
+            }
             Outcome::Undecodable { reason } => self.undecodable(&message, &reason),
             Outcome::Invalid { reason } => {
                 return self.was_no_task(key, message, reason, disposition.fate);
@@ -134,7 +150,10 @@ impl Core {
             Outcome::Raised(failure) => {
                 return self.conclude(key, HookCall::Raised { message, failure }, disposition.fate);
             }
-            Outcome::Reject { .. } | Outcome::Ignore | Outcome::Left { .. } => {}
+            Outcome::Reject { failure, .. } => {
+                self.notify(key, "on_failure", json!({}), Some(failure));
+            }
+            Outcome::Left { .. } => {}
         }
         self.settle(key, disposition.fate);
         self.remove(key);
@@ -243,11 +262,18 @@ impl Core {
             }
             LossCause::TimeLimit => return,
         };
-        self.begin_loss(key, pid, seconds(since), reason);
+        self.begin_loss(key, pid, seconds(since), reason, None);
     }
 
     /// A lost task: had it succeeded before its process was lost?
-    fn begin_loss(&mut self, key: RequestKey, pid: u32, time_start: f64, reason: String) {
+    fn begin_loss(
+        &mut self,
+        key: RequestKey,
+        pid: u32,
+        time_start: f64,
+        reason: String,
+        status: Option<i32>,
+    ) {
         let Some(request) = self.requests.get(&key) else {
             return;
         };
@@ -260,6 +286,7 @@ impl Core {
                 reason,
                 pid,
                 time_start,
+                status,
                 retries_are_spent,
             },
         );
@@ -299,32 +326,31 @@ impl Core {
         let Some(request) = self.requests.get(&key) else {
             return;
         };
-        let Loss {
-            reason,
-            pid,
-            time_start,
-            retries_are_spent,
-        } = loss;
-        match disposition::lost(&request.task, request.is_settled, retries_are_spent) {
+        let loss_fate =
+            disposition::lost(&request.task, request.is_settled, loss.retries_are_spent);
+        let fate = match loss_fate {
             disposition::Loss::Requeue => {
-                self.tell(&Happening::LostAndRequeued {
-                    request,
-                    reason: &reason,
-                });
-                self.settle(key, Fate::Requeue);
-                self.remove(key);
+                let reason = &loss.reason;
+                self.tell(&Happening::LostAndRequeued { request, reason });
+                Fate::Requeue
             }
-            disposition::Loss::Fail(fate) => {
-                let message = Arc::clone(&request.message);
-                let call = HookCall::Lost {
-                    message,
-                    reason,
-                    pid,
-                    time_start,
-                };
-                self.conclude(key, call, fate);
-            }
+            disposition::Loss::Fail(fate) => fate,
+        };
+        let requeues = loss_fate == disposition::Loss::Requeue;
+        if requeues && !request.task.overrides("on_failure") {
+            self.settle(key, fate);
+            self.remove(key);
+            return;
         }
+        let call = HookCall::Lost {
+            message: Arc::clone(&request.message),
+            reason: loss.reason,
+            pid: loss.pid,
+            time_start: loss.time_start,
+            status: loss.status,
+            requeues,
+        };
+        self.conclude(key, call, fate);
     }
 
     /// Goes on where a hook was awaited.
@@ -363,6 +389,15 @@ impl Core {
                     self.remove(key);
                 } else {
                     self.fail_lost(key);
+                }
+            }
+            Continuation::Received(key, admission) => {
+                self.announced -= 1;
+                self.hook_failed(key, "task_received", &answer);
+                if self.shutdown.phase() == Phase::Running {
+                    self.admitted(key, admission, now);
+                } else {
+                    self.release(key);
                 }
             }
             Continuation::V1Opened(tag, message) => {

@@ -22,6 +22,7 @@ use celeriac_core::journal::{Journal, Level};
 use celeriac_core::pool::{Job, RequestKey};
 use celeriac_protocol::{AcceptContent, Message, RateLimit, TimeLimits};
 
+use crate::admit::Admission;
 use crate::admit::eta::Held;
 use crate::admit::rate_limit::Buckets;
 use crate::autoscale::{Autoscale, Scale};
@@ -115,6 +116,8 @@ enum Continuation {
     LossChecked(RequestKey),
     /// A lost task was perhaps sent again.
     LossRetried(RequestKey),
+    /// `task_received` was sent for a request.
+    Received(RequestKey, Admission),
     /// The body of a message was opened.
     V1Opened(DeliveryTag, Arc<Message>),
 }
@@ -149,6 +152,8 @@ pub struct Core {
     /// How many of them a process runs.
     running: usize,
     accepted: u64,
+    /// How many requests wait until receivers of `task_received` have seen them.
+    announced: usize,
     effects: Vec<Effect>,
 }
 
@@ -187,6 +192,7 @@ impl Core {
             busy: 0,
             running: 0,
             accepted: 0,
+            announced: 0,
             effects: Vec::new(),
         }
     }
@@ -207,7 +213,7 @@ impl Core {
         });
         let runnable = self
             .capacity(free)
-            .saturating_sub(self.ready.len())
+            .saturating_sub(self.ready.len() + self.announced)
             .min(room);
         if stops || runnable == 0 {
             return Want::NONE;
@@ -284,10 +290,12 @@ impl Core {
         &mut self,
         token: HookToken,
         answer: Result<serde_json::Value, String>,
+        free: usize,
         now: Now,
     ) {
         if let Some(continuation) = self.continuations.remove(&token) {
             self.proceed(continuation, answer, now);
+            self.dispatch(free, now);
         }
     }
 
@@ -426,7 +434,9 @@ impl Core {
 
     /// Whether nothing is left to do after a shutdown.
     pub fn is_done(&self) -> bool {
+        let waits_idle = self.soft_until.is_some() && self.options.soft_shutdown_on_idle;
         self.shutdown.phase() != Phase::Running
+            && !waits_idle
             && self.pool_is_closed
             && self.requests.is_empty()
             && self.continuations.is_empty()

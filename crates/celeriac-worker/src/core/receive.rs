@@ -144,8 +144,20 @@ impl Core {
             return self.discard(key, why, now);
         }
         if self.options.signals_received {
-            self.effects
-                .push(Effect::Tell(HookCall::TaskReceived(message)));
+            // Receivers see the task before it runs.
+            self.announced += 1;
+            let continuation = Continuation::Received(key, admission);
+            self.call(HookCall::TaskReceived(message), continuation);
+        } else {
+            self.admitted(key, admission, now);
+        }
+    }
+
+    /// Goes on with a request whose receipt is known to all.
+    pub(super) fn admitted(&mut self, key: RequestKey, admission: Admission, now: Now) {
+        if !self.requests.contains_key(&key) {
+            // Its lease was lost meanwhile.
+            return;
         }
         if let Admission::Hold(eta) = admission {
             self.held.insert(eta, key);

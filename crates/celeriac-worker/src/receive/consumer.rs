@@ -22,6 +22,9 @@ use crate::happening::Happening;
 
 /// Events that wait to be taken. One batch of messages is under way at a time.
 const QUEUED_EVENTS: usize = 16;
+/// How long acknowledgements wait for a claim to go along with. A worker that is killed meanwhile
+/// has those tasks run again, as it would while they are on their way.
+const ACKS_WAIT: Duration = Duration::from_millis(2);
 /// How long leaving the broker in order may take.
 const LEAVING: Duration = Duration::from_secs(10);
 
@@ -280,6 +283,7 @@ impl Consumer {
         // Whether the queues were seen to be empty, and nothing was told since.
         let mut is_dry = false;
         let mut worked = false;
+        let mut acks_by = None;
         loop {
             if next_maintenance <= Instant::now() {
                 match session.maintain().await {
@@ -292,11 +296,32 @@ impl Consumer {
                 }
             }
             let (want, stops) = self.take_wishes();
+            let claims = !(want.is_none() || is_dry);
+            // Acknowledgements go along with the next claim, if there is one soon.
+            let holds = self.unsettled.len() > 0 && self.unsettled.are_acks() && !claims && !stops;
+            if holds {
+                let by = *acks_by.get_or_insert_with(|| Instant::now() + ACKS_WAIT);
+                if Instant::now() < by {
+                    tokio::select! {
+                        biased;
+                        () = self.shared.changed.notified() => {}
+                        waited = session.wait(), if !want.is_none() => {
+                            is_dry = false;
+                            if let Err(error) = waited {
+                                return Ended::Lost { error, worked };
+                            }
+                        }
+                        () = sleep_until(by) => {}
+                    }
+                    continue;
+                }
+            }
+            acks_by = None;
             let settlements = self.unsettled.take(epoch);
             if stops {
                 return self.leave(session, epoch, &settlements).await;
             }
-            if !settlements.is_empty() || !(want.is_none() || is_dry) {
+            if !settlements.is_empty() || claims {
                 match session.exchange(&settlements, want).await {
                     Ok(deliveries) => {
                         worked = true;

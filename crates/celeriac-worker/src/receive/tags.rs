@@ -4,7 +4,7 @@
 //! The worker sees tags in which the connection is part of the number, so that a settlement can
 //! never reach a message that it was not meant for.
 
-use celeriac_core::broker::{DeliveryTag, Settlement};
+use celeriac_core::broker::{DeliveryTag, Fate, Settlement};
 
 /// Bits of a tag that are the broker's own.
 const OWN_BITS: u32 = 40;
@@ -70,6 +70,11 @@ impl Unsettled {
     }
 
     /// Takes those of an epoch, with the broker's own tags.
+    /// Whether there is nothing to tell but that messages are done with.
+    pub(super) fn are_acks(&self) -> bool {
+        self.0.iter().all(|settlement| settlement.fate == Fate::Ack)
+    }
+
     pub(super) fn take(&mut self, epoch: Epoch) -> Vec<Settlement> {
         let mut own = Vec::with_capacity(self.0.len());
         self.0.retain(|settlement| match epoch.own(settlement.tag) {
@@ -102,7 +107,6 @@ impl Unsettled {
 
 #[cfg(test)]
 mod tests {
-    use celeriac_core::broker::Fate;
 
     use super::*;
 

@@ -166,7 +166,7 @@ impl World {
         let outcome = match how % 8 {
             0 => Outcome::Failure(failure),
             1 => Outcome::Retry(failure),
-            2 => Outcome::Ignore,
+            2 => Outcome::Ignore(failure),
             3 => Outcome::Reject {
                 requeue: true,
                 failure,

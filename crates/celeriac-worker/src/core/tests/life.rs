@@ -72,7 +72,13 @@ fn the_end_of_a_task_settles_its_message() {
             Some(Fate::Ack),
             &[],
         ),
-        (late(), Outcome::Ignore, None, Some(Fate::Ack), &[]),
+        (
+            late(),
+            Outcome::Ignore(Failure::default()),
+            None,
+            Some(Fate::Ack),
+            &[],
+        ),
         (late(), reject(true), None, Some(Fate::Requeue), &[]),
         (
             late(),

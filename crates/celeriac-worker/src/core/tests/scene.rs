@@ -176,7 +176,7 @@ impl Scene {
     /// The hook that was asked for first answers.
     pub(super) fn answer(&mut self, answer: Result<Value, String>) {
         let (token, _) = self.awaited.remove(0);
-        self.core.answered(token, answer, self.now);
+        self.core.answered(token, answer, self.free, self.now);
         self.look();
     }
 
@@ -236,7 +236,8 @@ pub(super) fn message(headers: &str, body: &str) -> Message {
 pub(super) fn name_of(call: &HookCall) -> &'static str {
     match call {
         HookCall::StartSteps(_) => "start_steps",
-        HookCall::StopSteps { .. } => "stop_steps",
+        HookCall::CloseSteps => "close_steps",
+        HookCall::EndSteps { .. } => "end_steps",
         HookCall::WorkerReady => "worker_ready",
         HookCall::WorkerShuttingDown { .. } => "worker_shutting_down",
         HookCall::WorkerShutdown => "worker_shutdown",
