@@ -15,14 +15,13 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(_HERE.parent / "interop"))
 
-from harness import workers  # noqa: E402
-from harness.servers import RedisServer  # noqa: E402
-
 from comparison import machine, table  # noqa: E402
 from comparison.figure import Result  # noqa: E402
 from comparison.place import place  # noqa: E402
 from comparison.row import Row  # noqa: E402
 from comparison.worker import KINDS  # noqa: E402
+from harness import workers  # noqa: E402
+from harness.servers import RedisServer  # noqa: E402
 from rows import ROWS  # noqa: E402
 
 

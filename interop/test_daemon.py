@@ -6,12 +6,14 @@ import os
 import signal
 import tempfile
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
 from celery.exceptions import TimeLimitExceeded, WorkerLostError
 from conftest import Place
+
 from harness import processes, workers
 from harness.wait import wait_until
 

@@ -12,6 +12,7 @@ import pytest
 from celery import Celery
 from celery.exceptions import WorkerLostError
 from conftest import Place
+
 from harness import workers
 from harness.wait import wait_until
 from harness.workers import Worker
@@ -111,14 +112,14 @@ def test_no_connection_crosses_a_fork(project, options):
         assert look["before"] == [[], True]
         assert look["after"] == 1
     notes = project.place.lines()
-    assert [line for line in notes if line.startswith("loader")][0].endswith("has 1")
+    assert next(line for line in notes if line.startswith("loader")).endswith("has 1")
     children = [line for line in notes if line.startswith("child")]
     assert len(children) >= len({look["pid"] for look in found})
     if workers.KIND == "celery":
         # A later child of Celery's worker inherits main's: it closes it before the first task.
         children = children[:2]
     assert all(line.endswith("has [] None") for line in children), children
-    assert [line for line in notes if line.startswith("main")][0].endswith("has 1")
+    assert next(line for line in notes if line.startswith("main")).endswith("has 1")
     if workers.KIND == "celeriac":
         assert not database_is_open_in(worker.host("zygote"), project)
         assert not database_is_open_in(worker.pid, project)

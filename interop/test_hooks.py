@@ -14,6 +14,7 @@ import pytest
 from celery import Celery, Signature, chain, chord
 from celery.result import AsyncResult
 from conftest import Place
+
 from harness.servers import RedisServer
 from harness.wait import wait_until
 from harness.workers import Worker

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from conftest import Place
+
 from harness import workers
 from harness.servers import RedisServer
 from harness.wait import wait_until
@@ -130,7 +131,7 @@ WAYS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
             "formatter",
             "level",
         )
-    },  # fmt: skip
+    },
 }
 
 

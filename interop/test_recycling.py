@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
 from harness import processes
 from harness.wait import wait_until
 

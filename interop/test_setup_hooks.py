@@ -8,6 +8,7 @@ from typing import Any, Callable
 import pytest
 from celery import Celery
 from conftest import Place
+
 from harness import workers
 from harness.wait import wait_until
 from harness.workers import Worker

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from conftest import Place
+
 from harness import processes, workers
 from harness.servers import RedisServer, free_port
 from harness.wait import stays, wait_until

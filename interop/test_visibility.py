@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
 from harness.wait import wait_until
 
 OPTIONS = {

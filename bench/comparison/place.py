@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 from celery import Celery
-from harness.servers import RedisServer
 
 from comparison.backlog import Backlog
 from comparison.completions import Completions
 from comparison.worker import Worker
+from harness.servers import RedisServer
 
 #: How long a worker may take to start and to run what it is warmed up with.
 _WARM_UP = 120.0

@@ -10,10 +10,9 @@ import time
 import uuid
 from pathlib import Path
 
+from comparison import cpu
 from harness import processes, workers
 from harness.wait import wait_until
-
-from comparison import cpu
 
 APPS = Path(__file__).resolve().parents[1] / "apps"
 KINDS = ("celery", "celeriac")

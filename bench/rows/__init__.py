@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from comparison.row import Row
-
 from rows.eta import Eta
 from rows.large import Large
 from rows.latency import Latency

@@ -19,10 +19,11 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Listener
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Iterator
+from typing import Any
 
 import celery.contrib.pytest
 import pytest
@@ -31,6 +32,7 @@ from celery import Celery
 from celery.contrib.testing.manager import ManagerMixin
 from celery.signals import task_received
 from celery.worker import state as worker_state
+
 from conformance import suite
 from conformance.conformance_app import __file__ as app_file
 from harness.workers import Worker
