@@ -32,11 +32,12 @@ class Background:
         self.marker = uuid.uuid4().hex
 
     def start(self, *arguments: str, app: str = "basic", **variables: str) -> Any:
+        given: dict[str, Any] = {**self.place.variables(), **variables}
         return workers.run(
             self.kind,
             *("-A", app, "worker", "-D", "-c", "1", "-l", "INFO", *arguments),
             INTEROP_WORKER=self.marker,
-            **{**self.place.variables(), **variables},
+            **given,
         )
 
     def processes(self) -> list[int]:

@@ -51,7 +51,7 @@ class Project:
 
     def run(self, *arguments: str, **variables: str) -> Any:
         """A worker that is to end by itself."""
-        given = {**self.place.variables(), **self.variables(), **variables}
+        given: dict[str, Any] = {**self.place.variables(), **self.variables(), **variables}
         return workers.run(workers.KIND, "-A", "proj", "worker", "-c", "1", *arguments, **given)
 
     def send(self, name: str, *args: Any, **options: Any) -> Any:

@@ -27,7 +27,7 @@ TASKS = 3
 @pytest.fixture
 def fleet(redis_place: Any, redis_server: Any, start: Any, client: Any) -> ModuleType:
     redis_place.transport_options = OPTIONS
-    app: ModuleType = client(redis_place)
+    app = client(redis_place)
     app.place = redis_place
     app.redis = redis_server.client(redis_place.redis_database)
 

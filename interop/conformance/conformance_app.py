@@ -27,8 +27,16 @@ app.conf.update(
 app.set_default()
 
 #: What the tests read of a request.
-FIELDS = ("id", "args", "kwargs", "callbacks", "errbacks", "stamps", "stamped_headers")
-FIELDS += ("replaced_task_nesting",)
+FIELDS = (
+    "id",
+    "args",
+    "kwargs",
+    "callbacks",
+    "errbacks",
+    "stamps",
+    "stamped_headers",
+    "replaced_task_nesting",
+)
 
 
 @app.on_after_finalize.connect

@@ -114,7 +114,7 @@ def envelope(
 ) -> dict[str, Any]:
     """A message as kombu's virtual transports write it; ``members`` replace or add to its own."""
     raw = body.encode() if isinstance(body, str) else body
-    own = {
+    own: dict[str, Any] = {
         "body": base64.b64encode(raw).decode(),
         "content-encoding": "utf-8",
         "content-type": "application/json",
@@ -136,7 +136,7 @@ def envelope(
 def protocol_2(task: str, body: bytes | str = "[[], {}, {}]", /, **headers: Any) -> dict[str, Any]:
     """A message of protocol 2 with all its headers; ``headers`` replace or add to them."""
     task_id = str(uuid.uuid4())
-    own = {
+    own: dict[str, Any] = {
         "lang": "py",
         "task": task,
         "id": task_id,
@@ -162,7 +162,7 @@ def protocol_2(task: str, body: bytes | str = "[[], {}, {}]", /, **headers: Any)
 
 def protocol_1(**members: Any) -> dict[str, Any]:
     """A message of protocol 1; ``members`` replace or add to those of its body."""
-    own = {
+    own: dict[str, Any] = {
         "task": "basic.echo",
         "id": str(uuid.uuid4()),
         "args": [],
