@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conformance.run import run
+from conformance.run import collect, run
 from harness.workers import KIND
 
 
@@ -18,3 +18,7 @@ def test_celerys_own_integration_tests_pass(file: str, tmp_path: Path) -> None:
     passed = [test for test in results.tests.values() if test.outcome == "passed"]
     assert passed, results.summary()
     assert results.exit_status == 0
+
+
+def test_what_is_left_out_of_the_suite_is_in_the_suite(tmp_path: Path) -> None:
+    collect(tmp_path)

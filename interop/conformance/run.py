@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,15 @@ def short(reason: str) -> str:
     return " ".join(reason.split())[:400]
 
 
-def run(worker: str, files: list[str], out: Path, only: str = "") -> Results:
+def collect(out: Path) -> None:
+    """Goes through the whole suite without running any of it: what ``skips.tsv`` leaves out must
+    be there, also in the files that a run of some files does not look into."""
+    run("celeriac", [], out, options=["--collect-only"])
+
+
+def run(
+    worker: str, files: list[str], out: Path, only: str = "", options: Sequence[str] = ()
+) -> Results:
     """Runs files of the suite, or all of it, and writes logs into ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     found = out / "results.json"
@@ -92,7 +101,7 @@ def run(worker: str, files: list[str], out: Path, only: str = "") -> Results:
             with open(out / "pytest.log", "wb") as log:
                 done = subprocess.run(
                     [sys.executable, "-m", "pytest", "-p", "conformance.suite_plugin"]
-                    + ["-v", "--tb=short", *(["-k", only] if only else []), *paths],
+                    + ["-v", "--tb=short", *(["-k", only] if only else []), *options, *paths],
                     check=False,
                     cwd=folder,
                     env={
