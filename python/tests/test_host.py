@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -154,6 +155,34 @@ def test_what_cannot_be_honoured_is_refused_with_a_remedy(host, text, options, m
     assert failed["traceback"] is None
     assert failed["exit_status"] in (1, 2)
     assert started.end() == failed["exit_status"]
+
+
+@pytest.mark.parametrize(
+    "setting, url",
+    [
+        ("broker_url", "redis://:SEC/RET@host/0"),
+        ("broker_url", "redis://:SEC#RET@host:6379/0"),
+        ("broker_url", "redis://me:SEC]RET@host"),
+        ("result_backend", "redis://:SEC/RET@host/0"),
+        # Here it is the number of the database that can't be read.
+        ("result_backend", "redis://SEC/RET@host"),
+    ],
+)
+def test_a_url_that_cannot_be_read_is_named_without_its_password(host, setting, url):
+    started = host(f"app.conf.{setting} = {url!r}\n")
+    failed = started.answer["failed"]
+    assert failed["message"].startswith(f"{setting} can't be read: ")
+    assert "percent-encode" in failed["hint"]
+    assert failed["traceback"] is None
+    shown = json.dumps(failed) + started.process.stdout.read().decode()
+    assert not re.findall("SEC|RET", shown)
+    assert started.end() == 1
+
+
+def test_what_is_wrong_with_a_url_is_told_where_it_is_no_secret(host):
+    failed = host("app.conf.broker_url = 'redis://:secret@host:port/0'\n").answer["failed"]
+    assert "'port'" in failed["message"]
+    assert "secret" not in json.dumps(failed)
 
 
 def test_an_error_with_an_undecodable_text_reaches_the_parent(host):

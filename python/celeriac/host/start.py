@@ -59,7 +59,7 @@ def load(start: dict[str, Any]) -> Any:
     sys.argv[:] = start["argv"]
     application.import_celery()
     application.put_workdir_on_path()
-    from celeriac.host import child, logs
+    from celeriac.host import child, logs, urls
 
     child.install_workloop()
     app = application.find_app(start["app"])
@@ -70,9 +70,12 @@ def load(start: dict[str, Any]) -> Any:
         if start["log_format"] == "json":
             logs.write_json()
         worker.after_setup()
+        urls.check(app)
     except StartError:
         raise
     except Exception as exc:
+        if isinstance(exc, ValueError):
+            urls.check(app)
         if application.traceback_of_app(exc.__traceback__) is None and not _is_import(exc):
             raise
         raise StartError(
