@@ -217,6 +217,17 @@ def test_an_ignored_task_has_no_failure(parent):
     assert (outcome, detail) == (child.IGNORE, b"{}")
 
 
+@pytest.mark.parametrize("task, args", [("ignore", ()), ("reject", (True,)), ("retry", ())])
+def test_what_is_no_failure_comes_with_the_exception_where_it_is_wanted(parent, task, args):
+    parent.send(task, *args, flags=child.WANTS_EXCEPTION)
+    parent.run()
+    _, _, _, detail = parent.done()
+    text, _, pickled = detail.partition(b"\0")
+    assert json.loads(text)["traceback"].startswith("Traceback")
+    info = pickle.loads(pickled)
+    assert type(info.exception).__name__.lower() == task
+
+
 def test_a_retry_names_its_reason(parent):
     parent.send("retry")
     parent.run()

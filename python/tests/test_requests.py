@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from billiard.einfo import ExceptionInfo
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery import signals
-from celery.exceptions import NotRegistered, WorkerLostError
+from celery.exceptions import Ignore, NotRegistered, Reject, Retry, WorkerLostError
+from celery.worker.request import Request
 from kombu.serialization import dumps
 
 from celeriac.host.requests import Requests
@@ -71,6 +72,68 @@ def test_the_task_of_a_lost_child_fails(app, requests, sent):
     assert [failure["task_id"] for failure in failures] == ["id-1"]
 
 
+class Heard(Request):
+    """A Request class of an app's own, which notes what it hears."""
+
+    heard: ClassVar[list[BaseException]] = []
+
+    def on_failure(self, exc_info, send_failed_event=True, return_ok=False):
+        exc = exc_info.exception
+        if isinstance(exc, ExceptionWithTraceback):
+            exc = exc.exc
+        self.heard.append(exc)
+        return super().on_failure(exc_info, send_failed_event, return_ok)
+
+
+@pytest.fixture
+def heard(app, requests, monkeypatch):
+    monkeypatch.setattr(app.tasks["add"], "Request", Heard, raising=False)
+    Heard.heard.clear()
+    return Heard.heard
+
+
+def test_a_task_that_exits_is_heard_of_as_that_and_stored_as_lost(app, requests, heard):
+    requests.lost(message(), BODY, "exitcode 3", pid=5, time_start=1.0, status=3)
+    assert [(type(exc), exc.args) for exc in heard] == [(SystemExit, (3,))]
+    result = app.AsyncResult("id-1").result
+    assert isinstance(result, WorkerLostError)
+    assert "exitcode 3" in str(result)
+
+
+def test_a_lost_task_that_goes_back_to_its_queue_is_heard_of_and_not_stored(
+    app, requests, heard, sent, monkeypatch
+):
+    task = app.tasks["add"]
+    monkeypatch.setattr(task, "acks_late", True)
+    monkeypatch.setattr(task, "reject_on_worker_lost", True)
+    failures = sent("task_failure")
+    requests.lost(message(), BODY, "signal 9 (SIGKILL)", requeues=True)
+    assert [type(exc) for exc in heard] == [WorkerLostError]
+    assert (app.AsyncResult("id-1").state, failures) == ("PENDING", [])
+
+
+def test_a_lost_task_is_not_sent_again_by_its_failure(app, requests, monkeypatch):
+    # The parent has had that tried already.
+    monkeypatch.setattr(app.tasks["add"], "retry_on_worker_lost", True, raising=False)
+    monkeypatch.setattr(app.tasks["add"], "apply_async", lambda *_, **__: pytest.fail("sent"))
+    requests.lost(message(), BODY, "signal 9 (SIGKILL)")
+    assert app.AsyncResult("id-1").state == "FAILURE"
+
+
+@pytest.mark.parametrize(
+    "exc", [Ignore(), Retry("later", KeyError("k")), Reject("no", requeue=True), ValueError("v")]
+)
+def test_a_request_class_hears_of_what_a_child_has_dealt_with(app, requests, heard, sent, exc):
+    failures = sent("task_failure")
+    try:
+        raise exc
+    except type(exc):
+        data = pickle.dumps(ExceptionInfo()).hex()
+    requests.notify(message(), BODY, "on_failure", 5, 1.0, exception=repr(exc), pickle=data)
+    assert [type(one) for one in heard] == [type(exc)]
+    assert (app.AsyncResult("id-1").state, failures) == ("PENDING", [])
+
+
 def test_what_a_child_pickled_is_what_fails_the_task(app, requests):
     try:
         raise KeyError("theirs")
@@ -122,6 +185,8 @@ def test_an_unknown_task_is_stored_and_announced(app, requests, sent):
     requests.task_unknown(message(), BODY, "no.such", "id-1")
     assert isinstance(app.AsyncResult("id-1").result, NotRegistered)
     assert [(one["name"], one["id"]) for one in unknown] == [("no.such", "id-1")]
+    # As Celery: what its look-up raised.
+    assert repr(unknown[0]["exc"]) == "KeyError('no.such')"
     requests.task_unknown(message(), BODY, "no.such", None)
     assert len(unknown) == 2
 

@@ -239,9 +239,9 @@ def _returned(info: Any, runtime: float | None, flags: int) -> tuple[int, float 
     if isinstance(exc, Reject):
         detail = _failure(exc, info, pickled=info, requeue=bool(exc.requeue))
         return REJECT, runtime, detail
-    if isinstance(exc, Ignore):
-        return IGNORE, runtime, b"{}"
     pickled = info if flags & WANTS_EXCEPTION else None
+    if isinstance(exc, Ignore):
+        return IGNORE, runtime, _failure(exc, info, pickled=pickled) if pickled else b"{}"
     if isinstance(exc, Retry):
         return RETRY, runtime, _failure(exc.exc, info, pickled=pickled)
     return FAILURE, runtime, _failure(exc, info, pickled=pickled)

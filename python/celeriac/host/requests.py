@@ -11,7 +11,7 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-from billiard.einfo import ExceptionInfo
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery import signals
 from celery.exceptions import NotRegistered, Reject, WorkerLostError
 from celery.utils.imports import symbol_by_name
@@ -69,7 +69,6 @@ class Requests:
         from celery.utils.objects import Bunch
 
         received = self._message(message, body)
-        exc = NotRegistered(task)
         if task_id is not None:
             request = Bunch(
                 name=task,
@@ -79,9 +78,14 @@ class Requests:
                 reply_to=received.properties.get("reply_to"),
                 errbacks=None,
             )
-            self._app.backend.mark_as_failure(task_id, exc, request=request)
+            self._app.backend.mark_as_failure(task_id, NotRegistered(task), request=request)
         signals.task_unknown.send(
-            sender=self._consumer, message=received, exc=exc, name=task, id=task_id
+            sender=self._consumer,
+            message=received,
+            # What the look-up raised, not what is stored.
+            exc=KeyError(task),
+            name=task,
+            id=task_id,
         )
 
     # -- tasks -----------------------------------------------------------------------------------
@@ -117,10 +121,23 @@ class Requests:
         reason: str,
         pid: int | None = None,
         time_start: float | None = None,
+        status: int | None = None,
+        requeues: bool = False,
     ) -> None:
-        """Fails the task of a child that is gone."""
+        """Fails the task of a child that is gone.
+
+        ``status`` is what the task exited with, if that is how it ended. ``requeues`` tells that
+        the message goes back to its queue: then ``on_failure`` stores nothing, and is called for
+        the sake of a Request class that has its own.
+        """
         request = self._request(message, body, pid=pid, time_start=time_start)
-        request.on_failure(_raise(WorkerLostError(reason)), return_ok=False)
+        exc: BaseException = WorkerLostError(reason)
+        if status is not None and hasattr(request, "_worker_lost_info"):  # since Celery 5.7
+            # Celery makes a WorkerLostError of it.
+            exc = SystemExit(status)
+        # The parent has asked both already, and has settled the message by the answers.
+        request._success_was_stored = request._retry_worker_lost = _no
+        request.on_failure(_raise(exc), return_ok=False)
 
     def timed_out(
         self, message: dict[str, Any], body: bytes, limit: float, pid: int, time_start: float
@@ -245,9 +262,14 @@ def _raise(exc: BaseException) -> ExceptionInfo:
         return ExceptionInfo()
 
 
+def _no(*_: Any) -> bool:
+    return False
+
+
 def _exception(info: ExceptionInfo) -> BaseException:
-    exc: BaseException = getattr(info.exception, "exc", info.exception)
-    return exc
+    # Not whatever has a member `exc`: Celery's Retry has one as well.
+    exc: BaseException = info.exception
+    return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
 
 
 def _unpickle(data: str) -> ExceptionInfo | None:
