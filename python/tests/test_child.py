@@ -67,7 +67,13 @@ class Parent:
         self._jobs = 0
 
     def send(
-        self, task: str, *args: Any, flags: int = 0, body: bytes | None = None, file: bool = False
+        self,
+        task: str,
+        *args: Any,
+        flags: int = 0,
+        body: bytes | None = None,
+        file: bool = False,
+        header: str = "null",
     ) -> int:
         self._jobs += 1
         request: dict[str, Any] = {
@@ -77,7 +83,7 @@ class Parent:
             "retries": 0,
         }
         request.update(delivery_info={}, hostname=HOSTNAME, timelimit=[None, None])
-        text = json.dumps(request).encode()
+        text = f'{json.dumps(request)[:-1]}, "header": {header}}}'.encode()
         raw = json.dumps([args, {}, {}]).encode() if body is None else body
         flags |= child.IN_FILE if file else 0
         head = child._JOB.pack(child.JOB, flags, 0, len(text), self._jobs)
@@ -260,6 +266,24 @@ def test_a_body_that_is_no_tasks_is_told_apart_and_the_next_job_is_done(parent, 
     parent.run()
     outcome, _, _, detail = parent.done()
     assert outcome == expected
+    assert json.loads(detail)["exception"]
+    assert parent.done()[0] == child.SUCCESS
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"__type__": "datetime", "__value__": "never"}',
+        '{"__type__": "no such type", "__value__": 1}',
+        "[" * 20_000 + "]" * 20_000,
+    ],
+)
+def test_a_request_that_cannot_be_read_is_undecodable_and_the_next_job_is_done(parent, header):
+    parent.send("add", 1, 1, header=header)
+    parent.send("add", 1, 1)
+    parent.run()
+    outcome, _, _, detail = parent.done()
+    assert outcome == child.UNDECODABLE
     assert json.loads(detail)["exception"]
     assert parent.done()[0] == child.SUCCESS
 

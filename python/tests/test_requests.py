@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from datetime import date
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -205,6 +206,14 @@ def test_a_received_task_has_the_request_that_celery_makes(requests, sent):
     assert (request.id, request.name, request.hostname) == ("id-1", "add", "one@host")
     assert request.root_id == "root"
     assert (request.args, request.kwargs) == ([1, 2], {})
+
+
+def test_marked_headers_are_read_as_kombu_reads_them(requests, sent):
+    received = sent("task_received")
+    made = message()
+    made["headers"]["when"] = {"__type__": "date", "__value__": "2026-01-02"}
+    requests.task_received(made, BODY)
+    assert received[0]["request"].request_dict["when"] == date(2026, 1, 2)
 
 
 PROTOCOL_1 = {"task": "add", "id": "id-1", "args": [1, 2], "kwargs": {}, "retries": 3, "utc": True}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from celeriac.host.wire import Channel, Closed
+from celeriac.host.wire import Channel, Closed, Unreadable
 
 
 @pytest.fixture
@@ -68,3 +68,14 @@ def test_writing_to_nobody_is_the_end(pair):
     other.close()
     with pytest.raises(Closed):
         channel.write({})
+
+
+@pytest.mark.parametrize("text", [b"[" * 40_000, b"{", b"\xff\xfe"])
+def test_a_text_that_cannot_be_read_leaves_the_next_frame_readable(pair, text):
+    channel, other = pair
+    other.sendall(struct.pack(">II", len(text), 3) + text + b"abc")
+    Channel(other).write({"next": 1})
+    with pytest.raises(Unreadable) as caught:
+        channel.read()
+    assert caught.value.text == text
+    assert channel.read() == ({"next": 1}, b"")

@@ -14,9 +14,6 @@ from kombu.serialization import loads as kombu_loads
 from kombu.serialization import prepare_accept_content, registry
 from kombu.utils import json as kombu_json
 
-#: kombu's JSON reader, which also makes datetimes and the like of their marked form.
-loads = kombu_json.loads
-
 _JSON = "application/json"
 
 
@@ -30,6 +27,21 @@ class Undecodable(Exception):
 
 class Invalid(Exception):
     """The bytes can be read, but are not the arguments of a task."""
+
+
+def read_request(text: bytes) -> dict[str, Any]:
+    """The request as the parent writes it, from the message's headers.
+
+    Raises:
+        Undecodable: a mark of kombu's that nothing can be made of, or nested too deep.
+    """
+    try:
+        # kombu's reader also makes datetimes and the like of their marked form.
+        loads = kombu_json.loads if b"__type__" in text else json.loads
+        request: dict[str, Any] = loads(text.decode())
+    except Exception as exc:
+        raise Undecodable(exc) from exc
+    return request
 
 
 class Decoder:

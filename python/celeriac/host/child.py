@@ -168,7 +168,7 @@ def _workloop(self: Any, debug: Any = None, now: Any = None, pid: int | None = N
     offset = _JOB.size
     decode = body.Decoder(self.app).decode
     run_task = trace.fast_trace_task
-    loads = json.loads
+    read_request = body.read_request
     while True:
         message, ancillary, _, _ = receive(_RECEIVE_BYTES, _ANCILLARY_BYTES)
         if not message:
@@ -182,8 +182,7 @@ def _workloop(self: Any, debug: Any = None, now: Any = None, pid: int | None = N
         try:
             try:
                 content = _read_file(ancillary) if flags & IN_FILE else message[offset:]
-                text = content[:request_length].decode()
-                request = body.loads(text) if "__type__" in text else loads(text)
+                request = read_request(content[:request_length])
                 arguments = decode(content[request_length:], request)
             except body.Undecodable as exc:
                 report = UNDECODABLE, None, _failure(exc.reason)
@@ -217,7 +216,8 @@ def _workloop(self: Any, debug: Any = None, now: Any = None, pid: int | None = N
             return EX_RECYCLE
         # Nothing of the last job may live on until the next one comes.
         del message, ancillary, report, detail
-        request = arguments = content = value = text = None
+        arguments = content = value = None
+        request = {}
 
 
 def _read_file(ancillary: list[tuple[int, int, bytes]]) -> bytes:

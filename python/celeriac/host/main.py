@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import sys
 import traceback
@@ -18,11 +19,13 @@ from typing import Any, Callable, NoReturn
 
 from celery import signals
 from celery.utils.log import get_logger
-from kombu.utils import json as kombu_json
 
 from celeriac.host import processes
 from celeriac.host.requests import Requests
-from celeriac.host.wire import Channel, Closed
+from celeriac.host.wire import Channel, Closed, Unreadable
+
+#: How the parent begins every call, so that a call can be answered whose message can't be read.
+_BEGINNING = re.compile(rb'\{(?:"id": (\d+), )?"call": "(\w+)"')
 
 logger = get_logger("celery.worker")
 
@@ -62,20 +65,21 @@ class Main:
         """Serves the parent until it closes the channel or asks main to leave."""
         while True:
             try:
-                call, blob = self._channel.read()
+                try:
+                    call, blob = self._channel.read()
+                except Unreadable as exc:
+                    number, answer = _refuse(exc)
+                else:
+                    name = call.pop("call")
+                    if name == "leave":
+                        return
+                    number = call.pop("id", None)
+                    answer = self._answer(name, call, blob)
+                if number is not None:
+                    self._channel.write({"id": number, **answer})
             except Closed:
                 # The parent is gone without a word: so must this process be.
                 os._exit(1)
-            name = call.pop("call")
-            if name == "leave":
-                return
-            number = call.pop("id", None)
-            answer = self._answer(name, call, blob)
-            if number is not None:
-                try:
-                    self._channel.write({"id": number, **answer})
-                except Closed:
-                    os._exit(1)
 
     def _answer(self, name: str, arguments: dict[str, Any], blob: bytes) -> dict[str, Any]:
         try:
@@ -84,7 +88,7 @@ class Main:
             return {"ok": self._calls[name](**arguments)}
         except Exception as exc:
             logger.error("Hook %s failed: %r", name, exc, exc_info=True)
-            return {"error": "".join(traceback.format_exception_only(type(exc), exc)).strip()}
+            return _error(exc)
 
     # -- the worker ----------------------------------------------------------------------------
 
@@ -160,11 +164,23 @@ class Main:
             target.handle(made)
 
 
+def _refuse(unreadable: Unreadable) -> tuple[int | None, dict[str, Any]]:
+    """The number of a call that can't be read, and its answer."""
+    beginning = _BEGINNING.match(unreadable.text)
+    number, name = beginning.groups() if beginning else (None, b"of no name")
+    logger.error("Hook %s can't be called: %r", name.decode(), unreadable.reason)
+    return int(number) if number else None, _error(unreadable.reason)
+
+
+def _error(exc: Exception) -> dict[str, Any]:
+    return {"error": "".join(traceback.format_exception_only(type(exc), exc)).strip()}
+
+
 def run(control: int, worker: Any) -> NoReturn:
     """Becomes main; called in the process that loaded the app, or in a later copy of it."""
     processes.set_name("celeriac:main")
     processes.leave_signals_to_parent()
-    channel = Channel(socket.socket(fileno=control), loads=kombu_json.loads)
+    channel = Channel(socket.socket(fileno=control))
     Main(channel, worker).run()
     # The interpreter ends as Celery's does: exit handlers run.
     sys.exit(0)

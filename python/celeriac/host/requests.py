@@ -8,6 +8,7 @@ nowhere: the parent has decided it already.
 
 from __future__ import annotations
 
+import json
 import pickle
 from typing import Any
 
@@ -18,6 +19,7 @@ from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
 from kombu.message import Message
 from kombu.serialization import prepare_accept_content
+from kombu.utils import json as kombu_json
 
 logger = get_logger("celery.worker.request")
 
@@ -210,8 +212,8 @@ class Requests:
     def _message(self, message: dict[str, Any], body: bytes) -> Message:
         return Message(
             body=body,
-            headers=message["headers"],
-            properties=message["properties"],
+            headers=_as_kombu_reads(message["headers"]),
+            properties=_as_kombu_reads(message["properties"]),
             content_type=message["content_type"],
             content_encoding=message["content_encoding"],
             delivery_info=message["delivery_info"],
@@ -252,6 +254,15 @@ class Requests:
         request.worker_pid = pid
         request.time_start = time_start
         return request
+
+
+def _as_kombu_reads(plain: Any) -> Any:
+    """JSON with datetimes and the like made of their marked form.
+
+    Here rather than where a call is read: a mark that can't be honoured fails this call alone.
+    """
+    text = json.dumps(plain)
+    return kombu_json.loads(text) if '"__type__"' in text else plain
 
 
 def _raise(exc: BaseException) -> ExceptionInfo:

@@ -11,7 +11,7 @@ import json
 import socket
 import struct
 import threading
-from typing import Any, Callable
+from typing import Any
 
 _LENGTHS = struct.Struct(">II")
 
@@ -20,12 +20,25 @@ class Closed(Exception):
     """The Rust parent is gone."""
 
 
+class Unreadable(Exception):
+    """A frame's text can't be read; the channel stands at the next frame.
+
+    Attributes:
+        text: the text.
+        reason: what its reader raised.
+    """
+
+    def __init__(self, text: bytes, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.text = text
+        self.reason = reason
+
+
 class Channel:
     """A stream of frames; frames of several threads are written one after the other."""
 
-    def __init__(self, sock: socket.socket, loads: Callable[[bytes], Any] = json.loads) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._loads = loads
         self._write_lock = threading.Lock()
 
     def read(self) -> tuple[dict[str, Any], bytes]:
@@ -33,10 +46,15 @@ class Channel:
 
         Raises:
             Closed: when the other side has closed the channel.
+            Unreadable: when the text is nested deeper than Python's reader goes, which the
+                headers of a message may be that anybody sent.
         """
         text_length, blob_length = _LENGTHS.unpack(self._read_exactly(_LENGTHS.size))
-        message = self._loads(self._read_exactly(text_length))
-        return message, self._read_exactly(blob_length)
+        text, blob = self._read_exactly(text_length), self._read_exactly(blob_length)
+        try:
+            return json.loads(text), blob
+        except (RecursionError, ValueError) as exc:
+            raise Unreadable(text, exc) from exc
 
     def write(self, message: dict[str, Any], blob: bytes = b"") -> None:
         """Writes one frame.
