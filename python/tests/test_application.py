@@ -66,6 +66,17 @@ def test_a_proxy_is_looked_through(folder):
     assert found is sys.modules["proxied"].real
 
 
+@pytest.mark.parametrize("name", ["one:nothere", "one.nothere", "pack:nothere", "pack.nothere"])
+def test_a_missing_attribute_is_named(folder, name):
+    write(folder, "one.py", "from celery import Celery\napp = Celery('found')\n")
+    write(folder, "pack/__init__.py", "from celery import Celery\napp = Celery('found')\n")
+    with pytest.raises(StartError, match="nothere") as caught:
+        find(name)
+    assert caught.value.exit_status == 2
+    assert caught.value.traceback is None
+    assert caught.value.hint
+
+
 @pytest.mark.parametrize("name", ["nothing", "nothing.at.all", "nothing:app"])
 def test_a_missing_module_is_named(folder, name):
     with pytest.raises(StartError, match=r"The module nothing was not found") as caught:
@@ -110,3 +121,43 @@ def test_an_error_of_the_app_comes_with_its_traceback_alone(folder, text, last):
     files = [line for line in lines if line.startswith('  File "')]
     assert len(files) == 1 and str(folder / "one.py") in files[0]
     assert caught.value.exit_status == 2
+    assert "import one" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["one", "one:app", "one.app", "pack", "pack.celery:app"])
+@pytest.mark.parametrize("error", ["ValueError", "AttributeError", "KeyError"])
+def test_the_error_of_a_module_that_the_app_imports_is_shown_with_both_alone(folder, name, error):
+    write(folder, "inner.py", f"def fail():\n    raise {error}('theirs')\n\nfail()\n")
+    write(folder, "one.py", "import inner\n")
+    write(folder, "pack/__init__.py", "")
+    write(folder, "pack/celery.py", "import inner\n")
+    with pytest.raises(StartError) as caught:
+        find(name)
+    shown = caught.value.traceback
+    assert "theirs" in shown.splitlines()[-1]
+    files = [line.split('"')[1] for line in shown.splitlines() if line.startswith("  File ")]
+    outer = folder / ("one.py" if name.startswith("one") else "pack/celery.py")
+    assert files == [str(outer), *[str(folder / "inner.py")] * 2]
+    assert shown.count("Traceback (most recent call last)") == 1
+
+
+def test_the_cause_that_the_app_gave_is_shown(folder):
+    write(
+        folder,
+        "one.py",
+        "try:\n    open('/no/such/file')\nexcept OSError as exc:\n"
+        "    raise ValueError('no settings') from exc\n",
+    )
+    with pytest.raises(StartError) as caught:
+        find("one")
+    shown = caught.value.traceback
+    assert shown.index("FileNotFoundError") < shown.index("ValueError: no settings")
+    files = {line.split('"')[1] for line in shown.splitlines() if line.startswith("  File ")}
+    assert files == {str(folder / "one.py")}
+
+
+def test_an_error_that_is_its_own_cause_is_shown(folder):
+    write(folder, "one.py", "exc = RuntimeError('theirs')\nexc.__cause__ = exc\nraise exc\n")
+    with pytest.raises(StartError) as caught:
+        find("one")
+    assert caught.value.traceback.endswith("RuntimeError: theirs")

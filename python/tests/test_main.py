@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,17 +23,22 @@ class Parent:
         self._socket.settimeout(10)
         self._channel = Channel(self._socket)
         self._mains = mains
+        self._frames = b""
         worker = SimpleNamespace(app=app, consumer=SimpleNamespace(), hostname="one@host")
         self.main = Main(Channel(mains), worker)
 
     def send(self, text: str, blob: bytes = b"") -> None:
         data = text.encode()
-        self._socket.sendall(struct.pack(">II", len(data), len(blob)) + data + blob)
+        self._frames += struct.pack(">II", len(data), len(blob)) + data + blob
 
     def run(self) -> None:
         """Has main answer what was sent, and leave."""
         self.send('{"call": "leave"}')
+        # More than the socket's buffer holds may have to be sent while main reads.
+        sender = threading.Thread(target=self._socket.sendall, args=(self._frames,))
+        sender.start()
         self.main.run()
+        sender.join(10)
 
     def answer(self) -> dict[str, Any]:
         return self._channel.read()[0]

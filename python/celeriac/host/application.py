@@ -65,7 +65,11 @@ def find_app(name: str | None) -> Any:
         app = celery_find_app(name)
     except ModuleNotFoundError as exc:
         if ":" in name and exc.name == name:
-            # What Celery tries last when the module lacks the attribute.
+            # What Celery tries last when the module lacks the attribute, or when it raised an
+            # AttributeError of its own.
+            first = exc.__context__
+            if first is not None and traceback_of_app(first.__traceback__) is not None:
+                raise _broken_app(name, first) from first
             module, _, attribute = name.partition(":")
             raise StartError(
                 f"Unable to load celery application.\nModule '{module}' has no attribute "
@@ -114,7 +118,9 @@ def format_exception(exc: BaseException) -> str:
         # kombu's words around the app's own error.
         exc = context
     link: BaseException | None = exc
-    while link is not None:
+    seen: list[BaseException] = []  # an error can be its own cause
+    while link is not None and not any(link is one for one in seen):
+        seen.append(link)
         link.__traceback__ = traceback_of_app(link.__traceback__)
         context = link.__context__
         # The search for the app tries several names: what failed on the way, or failed the same
@@ -144,6 +150,10 @@ def _broken_app(name: str, exc: BaseException) -> StartError:
     return StartError(
         "Unable to load celery application.\n"
         f"While trying to load the module {name} the following error occurred:",
+        hint=(
+            "mend the app where the traceback ends; "
+            f"`python -c 'import {name.partition(':')[0]}'` in {os.getcwd()} shows whether it loads"
+        ),
         traceback=format_exception(exc),
         exit_status=EX_USAGE,
     )
