@@ -109,6 +109,7 @@ app.conf.update(
 def later(sender, instance, conf, **_):
     instance.app.tasks["hosted.late"].rate_limit = "7/m"
     instance.app.amqp.queues.deselect("one")
+@signals.heartbeat_sent.connect(weak=False)
 @signals.task_revoked.connect(weak=False)
 def revoked(**_): pass
 @app.task(acks_late=True, time_limit=9.5, max_retries=None)
@@ -124,7 +125,7 @@ def late(): pass
     assert ready["worker"]["concurrency"] == 3
     assert ready["worker"]["hostname"] == "one@host"
     assert ready["worker"]["time_limit"] == 40.0
-    assert ready["signals"] == ["task_revoked"]
+    assert ready["signals"] == ["heartbeat_sent", "task_revoked"]
     assert ready["settings"]["worker_eta_task_limit"] == 5
     assert set(ready["accept_content"]) == {"application/json", "application/x-python-serialize"}
     assert ready["broker"]["transport_options"] == {"connect_args": {"timeout": 30}}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import struct
 import threading
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from celery import bootsteps, signals
+from celery.app import trace
 
 from celeriac.host.main import Main
 from celeriac.host.wire import Channel
+from celeriac.host.worker import hosted_worker_class
 
 
 class Parent:
@@ -87,3 +91,152 @@ def test_the_frame_itself_has_no_marks(parent):
     parent.send(json.dumps({"id": 1, "call": "keep", "value": marked}))
     parent.run()
     assert parent.answer() == {"id": 1, "ok": marked}
+
+
+class Noted(bootsteps.StartStopStep):
+    """A step that notes what is called of it, and fails where it is told to."""
+
+    fails = ""
+    notes: ClassVar[list[str]] = []
+
+    def _note(self, what: str) -> None:
+        self.notes.append(f"{self.alias} {what}")
+        if f"{self.alias} {what}" == Noted.fails:
+            raise RuntimeError(what)
+
+    def start(self, parent):
+        self._note("start")
+
+    def close(self, parent):
+        self._note("close")
+
+    def stop(self, parent):
+        self._note("stop")
+
+    def terminate(self, parent):
+        self._note("terminate")
+
+
+class One(Noted):
+    label = "one"
+
+
+class Two(Noted):
+    label = "two"
+    requires = (One,)
+
+
+class Fed(Noted):
+    label = "fed"
+
+    def shutdown(self, parent):
+        self._note("shutdown")
+
+
+@pytest.fixture
+def notes(app, monkeypatch):
+    Noted.notes.clear()
+    monkeypatch.setattr(Noted, "fails", "")
+    monkeypatch.setattr(app.loader, "shutdown_worker", lambda: Noted.notes.append("loader"))
+    # The logging and the streams of this process are pytest's.
+    monkeypatch.setattr(app.log, "setup", lambda *_, **__: True)
+    app.conf.worker_redirect_stdouts = False
+    app.conf.accept_content = ["json"]
+    yield Noted.notes
+    trace.reset_worker_optimizations(app)
+
+
+def main_of(app: Any) -> Main:
+    worker = hosted_worker_class(app)(app=app, hostname="one@host", concurrency=1)
+    worker.after_setup()
+    ours, mains = socket.socketpair()
+    ours.close()
+    return Main(Channel(mains), worker)
+
+
+@pytest.fixture
+def main(app, notes):
+    app.steps["worker"].update([One, Two])
+    app.steps["consumer"].add(Fed)
+    return main_of(app)
+
+
+STARTED = ["one start", "two start", "fed start"]
+CLOSED = ["loader", "one close", "two close", "fed close", "fed stop"]
+
+
+@pytest.mark.parametrize("terminate, last", [(False, "stop"), (True, "terminate")])
+def test_steps_hear_of_the_end_in_celerys_order(main, notes, terminate, last):
+    main.start_steps("worker")
+    main.start_steps("consumer")
+    assert notes == STARTED
+    main.close_steps()
+    assert notes == STARTED + CLOSED
+    main.end_steps(terminate)
+    assert notes == [*STARTED, *CLOSED, f"two {last}", f"one {last}", "fed shutdown"]
+    main.worker_shutdown()
+    assert notes[-1] == "fed shutdown"
+
+
+def test_a_step_that_fails_to_end_does_not_keep_others_from_it(main, notes, monkeypatch):
+    main.start_steps("worker")
+    main.start_steps("consumer")
+    monkeypatch.setattr(Noted, "fails", "one close")
+    main.close_steps()
+    assert notes == STARTED + CLOSED
+    monkeypatch.setattr(Noted, "fails", "two stop")
+    main.end_steps(False)
+    assert notes[-3:] == ["two stop", "one stop", "fed shutdown"]
+
+
+def test_where_a_step_fails_to_start_no_step_hears_of_the_end(main, notes, monkeypatch):
+    monkeypatch.setattr(Noted, "fails", "two start")
+    with pytest.raises(RuntimeError):
+        main.start_steps("worker")
+    main.close_steps()
+    main.end_steps(False)
+    assert notes == ["one start", "two start"]
+
+
+def test_consumer_steps_that_were_never_started_hear_of_no_end(main, notes):
+    main.start_steps("worker")
+    main.close_steps()
+    main.end_steps(False)
+    end = ["loader", "one close", "two close", "two stop", "one stop"]
+    assert notes == ["one start", "two start", *end]
+
+
+@pytest.mark.parametrize("terminate", [False, True])
+def test_an_app_without_steps_ends_as_well(app, notes, terminate):
+    main = main_of(app)
+    main.close_steps()
+    main.end_steps(terminate)
+    assert notes == ["loader"]
+
+
+def test_a_forwarded_record_has_celerys_file(main):
+    found: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = found.append
+    target = logging.getLogger("celery.worker.strategy")
+    target.addHandler(handler)
+    try:
+        record = {"name": target.name, "level": logging.ERROR, "message": "m", "created": 1.0}
+        main.log([record])
+    finally:
+        target.removeHandler(handler)
+    assert [(one.module, one.filename) for one in found] == [("strategy", "strategy.py")]
+
+
+def test_the_heart_is_the_sender_of_heartbeats(main):
+    found = []
+
+    def receive(sender, **_):
+        found.append(sender)
+
+    signals.heartbeat_sent.connect(receive)
+    try:
+        main.heartbeat_sent()
+    finally:
+        signals.heartbeat_sent.disconnect(receive)
+    assert [one.interval for one in found] == [2.0]

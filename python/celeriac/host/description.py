@@ -31,6 +31,7 @@ SETTINGS = (
 
 #: Signals that are sent from main only where a receiver is connected.
 SIGNALS = (
+    "heartbeat_sent",
     "task_received",
     "task_rejected",
     "task_revoked",

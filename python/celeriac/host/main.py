@@ -36,12 +36,17 @@ class Main:
         self._worker = worker
         self._consumer = worker.consumer
         self._requests = Requests(worker)
+        #: The blueprints of which a start was begun, and those of which it succeeded.
+        self._starting: set[str] = set()
+        self._started: set[str] = set()
         self._calls: dict[str, Callable[..., Any]] = {
             "start_steps": self.start_steps,
-            "stop_steps": self.stop_steps,
+            "close_steps": self.close_steps,
+            "end_steps": self.end_steps,
             "worker_ready": self.worker_ready,
             "worker_shutting_down": self.worker_shutting_down,
             "worker_shutdown": self.worker_shutdown,
+            "heartbeat_sent": self.heartbeat_sent,
             "terminating": self.terminating,
             "log": self.log,
             "cry": self.cry,
@@ -95,17 +100,42 @@ class Main:
     def start_steps(self, blueprint: str) -> None:
         """Starts the app's own steps of a blueprint, in the blueprint's order."""
         parent = self._parent_of(blueprint)
+        self._starting.add(blueprint)
         for step in parent.steps:
             step.start(parent)
+        self._started.add(blueprint)
 
-    def stop_steps(self, blueprint: str, terminate: bool = False) -> None:
+    def close_steps(self) -> None:
+        """A shutdown of any kind has begun: what Celery does before running tasks have ended.
+
+        As there, nothing is called of a blueprint that was not started to its end.
+        """
+        if self._start_failed():
+            return
+        try:
+            self._worker.on_close()
+        except Exception as exc:
+            logger.error("Error on closing: %r", exc, exc_info=True)
+        self._send_steps("worker", "close", "closing", reverse=False)
+        self._send_steps("consumer", "close", "closing", reverse=False)
+        self._send_steps("consumer", "stop", "stopping")
+
+    def end_steps(self, terminate: bool) -> None:
+        """Running tasks have ended, or ``terminate`` is true and they are being ended."""
+        if terminate:
+            self._send_steps("worker", "terminate", "terminating")
+        else:
+            self._send_steps("worker", "stop", "stopping")
+        self._worker.on_stopped()
+        self._send_steps("consumer", "shutdown", "shutdown")
+
+    def _start_failed(self) -> bool:
+        return "worker" in self._starting - self._started
+
+    def _send_steps(self, blueprint: str, method: str, what: str, reverse: bool = True) -> None:
         parent = self._parent_of(blueprint)
-        if parent.blueprint is not None:
-            parent.blueprint.send_all(parent, "close", "closing", reverse=False, propagate=False)
-            method = "terminate" if terminate else "stop"
-            parent.blueprint.send_all(parent, method, propagate=False)
-        if blueprint == "worker":
-            self._worker.on_stopped()
+        if blueprint in self._started and parent.blueprint is not None:
+            parent.blueprint.send_all(parent, method, what, reverse=reverse, propagate=False)
 
     def _parent_of(self, blueprint: str) -> Any:
         return self._worker if blueprint == "worker" else self._consumer
@@ -119,9 +149,12 @@ class Main:
         )
 
     def worker_shutdown(self) -> None:
-        self._worker.app.loader.shutdown_worker()
         signals.worker_shutdown.send(sender=self._worker)
         self._consumer.close()
+
+    def heartbeat_sent(self) -> None:
+        """The parent has told the cluster that the worker is alive."""
+        signals.heartbeat_sent.send(sender=self._consumer.heart)
 
     def terminating(self) -> None:
         """A cold shutdown has begun: Celery's own code asks for this flag."""
@@ -152,7 +185,8 @@ class Main:
             made = target.makeRecord(
                 record["name"],
                 record["level"],
-                "(celeriac)",
+                # Celery's name and file for it, which a format may show.
+                record["name"].replace(".", "/") + ".py",
                 0,
                 record["message"],
                 (),

@@ -49,6 +49,17 @@ class HostedPool:
         return {"implementation": "celeriac:prefork", "max-concurrency": self.limit}
 
 
+class HostedHeart:
+    """Stands for ``celery.worker.heartbeat.Heart``, the sender of ``heartbeat_sent``."""
+
+    eventer = None
+    interval = 2.0
+    tref = None
+
+    def __init__(self, timer: Any) -> None:
+        self.timer = timer
+
+
 class HostedConsumer:
     """Stands for the consumer, which is the sender of ``worker_ready`` and ``task_received``.
 
@@ -68,6 +79,7 @@ class HostedConsumer:
         self.hostname = controller.hostname
         self.pool = controller.pool
         self.timer = controller.timer
+        self.heart = HostedHeart(self.timer)
         self.pid = os.getpid()
         self.steps: list[Any] = []
         self.blueprint: Any = None
