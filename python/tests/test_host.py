@@ -36,8 +36,16 @@ def modules() -> list[tuple[str, str]]:
 class Host:
     """A host over an app, and its answer."""
 
-    def __init__(self, folder: Path, text: str, options: dict[str, Any], app: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        text: str,
+        options: dict[str, Any],
+        app: str,
+        log_format: str = "celery",
+    ) -> None:
         (folder / "hosted.py").write_text(APP + text)
+        self.folder = folder
         control, hosts_control = socket.socketpair()
         self.zygote, hosts_zygote = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         control.settimeout(20)
@@ -64,7 +72,7 @@ class Host:
                 "app": app,
                 "argv": ["celeriac", "worker"],
                 "options": {"loglevel": "INFO", "hostname": "one@host", **options},
-                "log_format": "celery",
+                "log_format": log_format,
                 "only_zygote": False,
                 "detaches": False,
             }
@@ -86,8 +94,10 @@ class Host:
 def host(tmp_path):
     started = []
 
-    def start(text: str = "", app: str = "hosted", **options: Any) -> Host:
-        started.append(Host(tmp_path, text, options, app))
+    def start(
+        text: str = "", app: str = "hosted", log_format: str = "celery", **options: Any
+    ) -> Host:
+        started.append(Host(tmp_path, text, options, app, log_format))
         return started[-1]
 
     yield start
@@ -192,12 +202,61 @@ def test_an_error_with_an_undecodable_text_reaches_the_parent(host):
     assert failed["exit_status"] == 2
 
 
-def test_a_child_forked_from_the_zygote_does_a_job(host, tmp_path):
-    started = host("@app.task\ndef add(x, y): return x + y\n")
+LOGGERS = [
+    "celery",
+    "celery.apps.worker",
+    "celery.worker",
+    "celery.worker.consumer.connection",
+    "celery.worker.request",
+    "celery.worker.strategy",
+]
+
+
+@pytest.mark.parametrize("name", LOGGERS)
+def test_a_logger_whose_level_the_app_sets_has_its_records_forwarded(host, name):
+    text = f"import logging\nlogging.getLogger({name!r}).setLevel(logging.{{}})\n"
+    told = host(text.format("WARNING")).answer["ready"]["logging"]
+    assert told["forward"] is True
+    # The others still write theirs, but where it is the one above them all.
+    assert told["level"] == (30 if name == "celery" else 20)
+    told = host(text.format("DEBUG")).answer["ready"]["logging"]
+    assert (told["forward"], told["level"]) == (True, 10)
+
+
+def test_records_are_not_forwarded_where_celery_alone_has_set_logging_up(host):
+    told = host().answer["ready"]["logging"]
+    assert (told["forward"], told["level"]) == (False, 20)
+
+
+def test_every_line_of_a_log_in_json_is_json(host):
+    text = """
+import logging
+from celery import signals
+logger = logging.getLogger("mine")
+@signals.after_setup_logger.connect
+def logs(**_): logger.warning("receiver")
+@signals.worker_process_init.connect
+def starts(**_): logger.warning("child")
+"""
+    started = host(text, log_format="json", loglevel="DEBUG", logfile="%i.log")
     assert "ready" in started.answer
     started.control.write({"split": True})
-    zygote = json.loads(started.zygote.recv(4096))["hello"]
-    assert zygote != started.process.pid
+    started.zygote.recv(4096)
+    ours, _ = fork_child(started)
+    ours.close()
+    started.zygote.recv(4096)
+    folder = Path(started.folder)
+    lines = {path.name: path.read_text().splitlines() for path in folder.glob("*.log")}
+    messages = {
+        name: [json.loads(line)["message"] for line in found] for name, found in lines.items()
+    }
+    assert any("Preparing bootsteps" in message for message in messages["0.log"])
+    assert "receiver" in messages["0.log"]
+    assert "child" in messages["1.log"]
+
+
+def fork_child(started: Host) -> tuple[socket.socket, int]:
+    """A child that can work: its channel, and its process."""
     ours, childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(20)
     page = os.memfd_create("page")
@@ -209,6 +268,16 @@ def test_a_child_forked_from_the_zygote_does_a_job(host, tmp_path):
     forked = json.loads(started.zygote.recv(4096))
     assert forked["forked"] == 1
     assert ours.recv(100) == bytes([child.UP])
+    return ours, forked["pid"]
+
+
+def test_a_child_forked_from_the_zygote_does_a_job(host, tmp_path):
+    started = host("@app.task\ndef add(x, y): return x + y\n")
+    assert "ready" in started.answer
+    started.control.write({"split": True})
+    zygote = json.loads(started.zygote.recv(4096))["hello"]
+    assert zygote != started.process.pid
+    ours, pid = fork_child(started)
     text = json.dumps({"task": "hosted.add", "id": "1", "celeriac": None}).encode()
     head = child._JOB.pack(child.JOB, child.WANTS_RESULT | child.LAST, 0, len(text), 9)
     ours.send(head + text + b"[[2, 3], {}, {}]")
@@ -217,7 +286,7 @@ def test_a_child_forked_from_the_zygote_does_a_job(host, tmp_path):
     assert (kind, outcome, job) == (child.DONE, child.SUCCESS, 9)
     assert done[child._DONE.size :] == b"5"
     exited = json.loads(started.zygote.recv(4096))
-    assert exited == {"exited": forked["pid"], "code": child.EX_RECYCLE}
+    assert exited == {"exited": pid, "code": child.EX_RECYCLE}
     ours.close()
     # Main answers calls, also those that it does not know.
     started.control.write({"id": 1, "call": "worker_ready"})

@@ -249,13 +249,15 @@ def _logging(worker: Any) -> dict[str, Any]:
     conf = worker.app.conf
     handler = next(iter(logging.getLogger().handlers), None)
     formatter = getattr(handler, "formatter", None)
+    forward = hosted.formats_records_itself(worker)
+    level = hosted.lowest_level() if forward else logging.getLogger().getEffectiveLevel()
     return {
-        "level": logging.getLogger("celery.worker").getEffectiveLevel(),
+        "level": level,
         "format": conf.worker_log_format,
         "datefmt": conf.worker_log_datefmt,
         "file": getattr(handler, "baseFilename", None),
         "color": bool(getattr(formatter, "use_color", False)),
-        "forward": hosted.formats_records_itself(worker),
+        "forward": forward,
         "received_format": trace.LOG_RECEIVED,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from datetime import datetime, timezone
@@ -37,8 +38,21 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(members, default=repr)
 
 
+def set_up_as_json(log: Any) -> None:
+    """Has a Celery app's logging make handlers that write JSON, now and whenever it is set up
+    again, as in children with log files of their own."""
+    setup_handlers = log.setup_handlers
+
+    @functools.wraps(setup_handlers)
+    def with_json(*args: Any, **kwargs: Any) -> Any:
+        # Celery's formatters are made with a format and whether to use colours.
+        return setup_handlers(*args, **{**kwargs, "formatter": lambda *_, **__: JsonFormatter()})
+
+    log.setup_handlers = with_json
+
+
 def write_json() -> None:
-    """Gives every handler that Celery installed the JSON format."""
+    """Gives the JSON format also to the handlers that the app installed itself."""
     for name in (None, "celery.task", "multiprocessing"):
         for handler in logging.getLogger(name).handlers:
             handler.setFormatter(JsonFormatter())

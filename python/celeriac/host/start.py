@@ -66,6 +66,8 @@ def load(start: dict[str, Any]) -> Any:
     try:
         from celeriac.host.worker import create_worker
 
+        if start["log_format"] == "json":
+            logs.set_up_as_json(app.log)
         worker = create_worker(app, start["options"])
         if start["log_format"] == "json":
             logs.write_json()

@@ -26,6 +26,18 @@ REPLACED_CLASSES = {
     "worker_agent": None,
 }
 PREFORK = ("prefork", "processes", "celery.concurrency.prefork:TaskPool")
+#: The names under which the Rust parent logs: ``crates/celeriac-worker/src/happening.rs``.
+PARENTS_LOGGERS = (
+    "celery.apps.worker",
+    "celery.worker",
+    "celery.worker.autoscale",
+    "celery.worker.consumer.connection",
+    "celery.worker.consumer.consumer",
+    "celery.worker.request",
+    "celery.worker.strategy",
+)
+#: billiard's, which has a handler of its own and the level ERROR.
+POOL_LOGGER = "multiprocessing"
 DEFAULT_STRATEGY = "celery.worker.strategy:default"
 DEFAULT_REQUEST = "celery.worker.request:Request"
 
@@ -282,17 +294,42 @@ def refuse_replaced_classes(worker: Any) -> None:
         )
 
 
+def lowest_level() -> int:
+    """The lowest level of which one of the parent's loggers writes a record."""
+    return min(logging.getLogger(name).getEffectiveLevel() for name in PARENTS_LOGGERS)
+
+
+def _parents_loggers() -> list[logging.Logger]:
+    """The loggers of the parent's records, and those above them but for the root."""
+    names = set()
+    for name in PARENTS_LOGGERS:
+        while name:
+            names.add(name)
+            name = name.rpartition(".")[0]
+    return [logging.getLogger(name) for name in sorted(names)]
+
+
+def _is_changed(changed: logging.Logger) -> bool:
+    """Whether a logger is other than Celery leaves it."""
+    handlers = [one for one in changed.handlers if not isinstance(one, logging.NullHandler)]
+    return bool(
+        handlers
+        or changed.filters
+        or changed.disabled
+        or not changed.propagate
+        or changed.level != logging.NOTSET
+    )
+
+
 def formats_records_itself(worker: Any) -> bool:
     """Whether the app changed logging, so that only Python can write the parent's records."""
     from celery.utils.log import ColorFormatter
 
-    if worker._custom_logging:
+    if worker._custom_logging or any(map(_is_changed, _parents_loggers())):
         return True
-    for name in ("celery", "celery.worker", "celery.worker.strategy", "celery.apps.worker"):
-        changed = logging.getLogger(name)
-        handlers = [h for h in changed.handlers if not isinstance(h, logging.NullHandler)]
-        if handlers or changed.filters or not changed.propagate:
-            return True
+    pool = logging.getLogger(POOL_LOGGER)
+    if len(pool.handlers) > 1 or pool.filters or pool.level > logging.ERROR:
+        return True
     root = logging.getLogger()
     if len(root.handlers) != 1 or root.filters:
         return True
