@@ -43,6 +43,8 @@ pub enum HookCall {
         /// At a cold shutdown.
         terminate: bool,
     },
+    /// Signal `heartbeat_sent`.
+    HeartbeatSent,
     /// Signal `worker_ready`.
     WorkerReady,
     /// Signal `worker_shutting_down`.

@@ -11,7 +11,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use crate::autoscale::Scale;
 use crate::core::{self, Core, Effect, HookToken};
@@ -42,6 +42,8 @@ pub struct Parts {
     pub revoked: Vec<String>,
     /// Whether revoked ids are to be kept.
     pub keeps_state: bool,
+    /// How often `heartbeat_sent` is to be sent; `None` when nobody listens.
+    pub heartbeat: Option<Duration>,
     /// Whether the app has worker steps of its own.
     pub has_worker_steps: bool,
     /// Whether the app has consumer steps of its own.
@@ -114,6 +116,9 @@ pub struct Worker {
     settlements: Vec<Settlement>,
     start: Start,
     hostname: String,
+    /// Ticks from the start of the consumer until the shutdown.
+    heartbeat: Option<Interval>,
+    heartbeat_interval: Option<Duration>,
     has_consumer_steps: bool,
     keeps_state: bool,
     steps: Steps,
@@ -158,6 +163,8 @@ impl Worker {
                 is_connected: false,
                 is_up: false,
             },
+            heartbeat: None,
+            heartbeat_interval: parts.heartbeat,
             has_consumer_steps: parts.has_consumer_steps,
             keeps_state: parts.keeps_state,
             steps: Steps::Started,
@@ -210,6 +217,7 @@ impl Worker {
             Some((asked, answer)) = self.answers.next() => self.answered(asked, answer),
             events = self.pool.next() => self.pool_told(events),
             Some(event) = self.consumer.next() => self.consumer_told(event),
+            () = next_beat(&mut self.heartbeat) => self.hooks.tell(HookCall::HeartbeatSent),
             () = sleep(tick.unwrap_or(Duration::MAX)), if tick.is_some() => {
                 let now = self.now();
                 self.core.tick(self.pool.free(), now);
@@ -311,6 +319,13 @@ impl Worker {
         if !is_up && self.pool.size() > 0 {
             return;
         }
+        // As in Celery, the first beat comes before the app's steps start.
+        self.heartbeat = self.heartbeat_interval.map(interval);
+        if let Some(heartbeat) = &mut self.heartbeat {
+            heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            heartbeat.reset();
+            self.hooks.tell(HookCall::HeartbeatSent);
+        }
         if self.has_consumer_steps {
             self.start = Start::Steps;
             let answer = self.hooks.call(HookCall::StartSteps(Blueprint::Consumer));
@@ -386,6 +401,7 @@ impl Worker {
         let phase = self.core.shutdown().phase();
         if phase != Phase::Running && self.steps == Steps::Started {
             self.steps = Steps::Closed;
+            self.heartbeat = None;
             self.hooks.tell(HookCall::CloseSteps);
         }
         let terminate = phase == Phase::Cold;
@@ -421,6 +437,14 @@ impl Worker {
         // What it says is logged by main.
         let said = self.hooks.call(HookCall::WorkerShutdown);
         drop(attended(&mut *self.pool, said, &mut Vec::new()).await);
+    }
+}
+
+/// The next moment for a heartbeat; never where there are none.
+async fn next_beat(heartbeat: &mut Option<Interval>) {
+    match heartbeat {
+        Some(heartbeat) => drop(heartbeat.tick().await),
+        None => std::future::pending().await,
     }
 }
 

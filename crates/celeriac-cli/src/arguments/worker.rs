@@ -1,11 +1,15 @@
 //! Options of `celeriac worker`: those of `celery worker`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::truth;
+
+/// Time between two heartbeats, as Celery has it.
+const HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// How log records are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -116,11 +120,11 @@ pub(crate) struct WorkerArguments {
     #[arg(long, env = "CELERY_WORKER_WITHOUT_MINGLE", help_heading = FEATURES)]
     #[arg(value_parser = truth())]
     without_mingle: bool,
-    /// Changes nothing: this version sends no heartbeat events.
+    /// Do not send the signal heartbeat_sent. This version sends no heartbeat events.
     #[arg(long, env = "CELERY_WORKER_WITHOUT_HEARTBEAT", help_heading = FEATURES)]
     #[arg(value_parser = truth())]
     without_heartbeat: bool,
-    /// Seconds between heartbeat events. This version sends none.
+    /// Seconds between the signals heartbeat_sent [default: 2].
     #[arg(long, env = "CELERY_WORKER_HEARTBEAT_INTERVAL", help_heading = FEATURES)]
     #[arg(value_name = "SECONDS")]
     heartbeat_interval: Option<u32>,
@@ -227,6 +231,13 @@ impl WorkerArguments {
             }
             _ => Map::new(),
         }
+    }
+
+    /// Time between two heartbeats, if there are to be any.
+    pub(crate) fn heartbeat(&self) -> Option<Duration> {
+        let seconds = self.heartbeat_interval.filter(|seconds| *seconds > 0);
+        let interval = seconds.map_or(HEARTBEAT, |seconds| Duration::from_secs(seconds.into()));
+        (!self.without_heartbeat).then_some(interval)
     }
 
     /// What the operator should know about options that do less than they ask for.

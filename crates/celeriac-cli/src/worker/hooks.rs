@@ -31,6 +31,7 @@ fn to_call(hook: HookCall) -> Call {
         }
         HookCall::CloseSteps => Call::new("close_steps"),
         HookCall::EndSteps { terminate } => Call::new("end_steps").with("terminate", terminate),
+        HookCall::HeartbeatSent => Call::new("heartbeat_sent"),
         HookCall::WorkerReady => Call::new("worker_ready"),
         HookCall::WorkerShuttingDown { sig, how, exitcode } => Call::new("worker_shutting_down")
             .with("sig", sig)

@@ -185,6 +185,9 @@ async fn start_and_run(
         console: Box::new(console::print),
         revoked: description.revoked.clone(),
         keeps_state: description.worker.statedb.is_some(),
+        heartbeat: arguments
+            .heartbeat()
+            .filter(|_| description.has_receivers("heartbeat_sent")),
         has_worker_steps: description.has_worker_steps,
         has_consumer_steps: description.has_consumer_steps,
     })

@@ -238,6 +238,7 @@ pub(super) fn name_of(call: &HookCall) -> &'static str {
         HookCall::StartSteps(_) => "start_steps",
         HookCall::CloseSteps => "close_steps",
         HookCall::EndSteps { .. } => "end_steps",
+        HookCall::HeartbeatSent => "heartbeat_sent",
         HookCall::WorkerReady => "worker_ready",
         HookCall::WorkerShuttingDown { .. } => "worker_shutting_down",
         HookCall::WorkerShutdown => "worker_shutdown",
