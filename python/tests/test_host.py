@@ -17,6 +17,8 @@ from celeriac.host import child
 from celeriac.host.wire import Channel
 
 SOURCES = Path(__file__).resolve().parents[1] / "celeriac"
+#: What the Rust parent receives with.
+PARENTS_BUFFER = 192 * 1024
 #: As ``crates/celeriac-pool/src/python/shim.rs`` has it.
 LOADER = "import os, sys; exec(b''.join(iter(lambda: os.read(int(sys.argv[1]), 1), b'\\0')))"
 APP = """
@@ -295,3 +297,32 @@ def test_a_child_forked_from_the_zygote_does_a_job(host, tmp_path):
     assert "error" in started.control.read()[0]
     started.control.write({"call": "leave"})
     assert started.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("backend", ["redis://localhost:1/0", "db+sqlite:///results.db"])
+def test_a_child_imports_nothing_before_its_first_job_is_done(host, tmp_path, backend):
+    text = f"""
+import sys
+from celery import signals
+app.conf.result_backend = {backend!r}
+app.conf.result_backend_transport_options = {{"retry_policy": {{"max_retries": 0}}}}
+before = set()
+@signals.worker_before_create_process.connect
+def note(**_): before.update(sys.modules)
+@signals.worker_process_shutdown.connect
+def tell(**_): open("imported", "w").write(" ".join(set(sys.modules) - before))
+@app.task
+def add(x, y): return x + y
+"""
+    started = host(text)
+    assert "ready" in started.answer
+    started.control.write({"split": True})
+    started.zygote.recv(4096)
+    ours, _ = fork_child(started)
+    text = json.dumps({"task": "hosted.add", "id": "1", "celeriac": None}).encode()
+    ours.send(child._JOB.pack(child.JOB, child.LAST, 0, len(text), 9) + text + b"[[2, 3], {}, {}]")
+    ours.recv(PARENTS_BUFFER)
+    started.zygote.recv(4096)
+    ours.close()
+    imported = (tmp_path / "imported").read_text().split()
+    assert imported == []

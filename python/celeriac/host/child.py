@@ -79,6 +79,7 @@ def run(worker: Any, zygote: int, number: int, index: int, channel: int, page: i
     try:
         processes.set_name("celeriac:child")
         processes.die_with_parent(zygote)
+        processes.leave_death_to_us()
         # Programs that a task starts have no business with the channel.
         os.set_inheritable(channel, False)
         process = _PoolProcess(worker, number, index, socket.socket(fileno=channel), page)

@@ -8,6 +8,8 @@ import signal
 import sys
 from typing import Any
 
+#: Opened once for all processes.
+_LIBC = ctypes.CDLL(None, use_errno=True)
 #: From ``<linux/prctl.h>``.
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -39,6 +41,14 @@ def die_with_parent(parent: int) -> None:
 def outlive_parent() -> None:
     """Has the kernel leave this process alone when its parent ends: it has things to do then."""
     _prctl(_PR_SET_PDEATHSIG, 0)
+
+
+def leave_death_to_us() -> None:
+    """Has Celery not ask for what :func:`die_with_parent` has asked for already: billiard parses
+    C for it where cffi is installed, which takes as long as all the rest of a child's start."""
+    from celery import platforms
+
+    platforms.set_pdeathsig = _do_nothing
 
 
 def leave_signals_to_parent() -> None:
@@ -82,7 +92,6 @@ def _do_nothing(*_: Any) -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+    if _LIBC.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -12,7 +12,7 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from celeriac.host import application, processes
+from celeriac.host import application, processes, warmth
 from celeriac.host.errors import StartError
 from celeriac.host.wire import Channel, Closed
 
@@ -39,6 +39,7 @@ def run(control: int, zygote: int, start: dict[str, Any]) -> NoReturn:
     except Exception as exc:
         text = application.format_exception(exc)
         _refuse(channel, StartError(f"The worker could not be set up: {exc!r}", traceback=text))
+    warmth.import_what_tasks_need(worker.app)
     # What is loaded now is shared by all processes: the collector must not touch (and so copy)
     # it again.
     gc.collect()

@@ -32,6 +32,7 @@ const MODULES: &[(&str, &str)] = modules! {
     "celeriac.host.requests": "host/requests.py",
     "celeriac.host.start": "host/start.py",
     "celeriac.host.urls": "host/urls.py",
+    "celeriac.host.warmth": "host/warmth.py",
     "celeriac.host.wire": "host/wire.py",
     "celeriac.host.worker": "host/worker.py",
     "celeriac.host.zygote": "host/zygote.py",
