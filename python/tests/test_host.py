@@ -318,11 +318,43 @@ def add(x, y): return x + y
     assert "ready" in started.answer
     started.control.write({"split": True})
     started.zygote.recv(4096)
-    ours, _ = fork_child(started)
+    run_add(started)
+    imported = (tmp_path / "imported").read_text().split()
+    assert imported == []
+
+
+def test_a_child_builds_the_tracers_of_the_tasks_that_it_runs(host, tmp_path):
+    text = """
+import os
+from celery.app import trace
+build = trace.build_tracer
+def noting(name, *args, **kwargs):
+    with open("built", "a") as file:
+        file.write(f"{os.getpid()} {name}\\n")
+    return build(name, *args, **kwargs)
+trace.build_tracer = noting
+@app.task
+def other(): pass
+@app.task
+def add(x, y):
+    assert trace.build_tracer is noting
+    return x + y
+"""
+    started = host(text)
+    assert "ready" in started.answer
+    started.control.write({"split": True})
+    started.zygote.recv(4096)
+    pid = run_add(started)
+    built = (tmp_path / "built").read_text().split("\n")
+    assert [line for line in built if line.startswith(f"{pid} ")] == [f"{pid} hosted.add"]
+
+
+def run_add(started: Host) -> int:
+    """Has a child run the task ``hosted.add`` and end; returns its process."""
+    ours, pid = fork_child(started)
     text = json.dumps({"task": "hosted.add", "id": "1", "celeriac": None}).encode()
     ours.send(child._JOB.pack(child.JOB, child.LAST, 0, len(text), 9) + text + b"[[2, 3], {}, {}]")
     ours.recv(PARENTS_BUFFER)
-    started.zygote.recv(4096)
+    assert json.loads(started.zygote.recv(4096))["exited"] == pid
     ours.close()
-    imported = (tmp_path / "imported").read_text().split()
-    assert imported == []
+    return pid

@@ -109,12 +109,12 @@ class _PoolWorker(billiard.pool.Worker):  # type: ignore[misc]
     """billiard's worker over this module's channel: same signals, same hooks, same exit."""
 
     def __init__(self, worker: Any, channel: socket.socket, page: int) -> None:
-        from celery.concurrency.prefork import process_destructor, process_initializer
+        from celery.concurrency.prefork import process_destructor
 
         super().__init__(
             None,
             None,
-            initializer=process_initializer,
+            initializer=_initialize,
             initargs=(worker.app, worker.hostname),
             on_exit=process_destructor,
             sigprotection=None,
@@ -153,6 +153,31 @@ class _PoolWorker(billiard.pool.Worker):  # type: ignore[misc]
             processes.flush_standard_streams()
         finally:
             os._exit(exitcode)
+
+
+def _initialize(app: Any, hostname: str) -> None:
+    """Celery's initializer, but that a task's tracer is built when the task first runs: most of a
+    large app's tasks never run in one child."""
+    from celery.app import trace
+    from celery.concurrency.prefork import process_initializer
+
+    # Or what a package has put in its place.
+    build = trace.build_tracer
+
+    def build_when_called(name: str, task: Any, *args: Any, **kwargs: Any) -> Any:
+        def build_and_call(*job: Any, **options: Any) -> Any:
+            task.__trace__ = build(name, task, *args, **kwargs)
+            return task.__trace__(*job, **options)
+
+        return build_and_call
+
+    trace.build_tracer = build_when_called
+    try:
+        process_initializer(app, hostname)
+    finally:
+        # A receiver of worker_process_init may have put its own there.
+        if trace.build_tracer is build_when_called:
+            trace.build_tracer = build
 
 
 # -- the loop ----------------------------------------------------------------------------------
