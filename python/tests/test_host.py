@@ -136,6 +136,7 @@ def late(): pass
     assert late["rate_limit"] == "7/m"
     assert ready["worker"]["concurrency"] == 3
     assert ready["worker"]["hostname"] == "one@host"
+    assert ready["worker"]["loglevel"] == 20
     assert ready["worker"]["time_limit"] == 40.0
     assert ready["signals"] == ["heartbeat_sent", "task_revoked"]
     assert ready["settings"]["worker_eta_task_limit"] == 5
@@ -299,13 +300,12 @@ def test_a_child_forked_from_the_zygote_does_a_job(host, tmp_path):
     assert started.process.wait(20) == 0
 
 
-@pytest.mark.parametrize("backend", ["redis://localhost:1/0", "db+sqlite:///results.db"])
-def test_a_child_imports_nothing_before_its_first_job_is_done(host, tmp_path, backend):
-    text = f"""
+def test_a_child_imports_nothing_before_its_first_job_is_done(host, tmp_path):
+    text = """
 import sys
 from celery import signals
-app.conf.result_backend = {backend!r}
-app.conf.result_backend_transport_options = {{"retry_policy": {{"max_retries": 0}}}}
+app.conf.result_backend = "redis://localhost:1/0"
+app.conf.result_backend_transport_options = {"retry_policy": {"max_retries": 0}}
 before = set()
 @signals.worker_before_create_process.connect
 def note(**_): before.update(sys.modules)

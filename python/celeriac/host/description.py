@@ -107,6 +107,8 @@ def _loader_name(app: Any) -> str | None:
 def _worker(worker: Any) -> dict[str, Any]:
     return {
         "hostname": worker.hostname,
+        # What --loglevel says, whatever single loggers have.
+        "loglevel": worker.loglevel,
         "concurrency": worker.concurrency,
         "autoscale": list(worker.autoscale) if worker.autoscale else None,
         "max_tasks_per_child": worker.max_tasks_per_child or None,

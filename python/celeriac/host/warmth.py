@@ -30,22 +30,13 @@ def import_what_tasks_need(app: Any) -> None:
         _try(importlib.import_module, name)
     _try(codecs.lookup, "idna")
     _try(lambda: app.connection_for_write().get_transport_cls())
-    _try(lambda: _import_driver(app.backend))
+    _try(lambda: _make_a_client(app.backend))
 
 
-def _import_driver(backend: Any) -> None:
-    url = getattr(backend, "url", None)
-    if type(backend).__module__ == "celery.backends.database" and isinstance(url, str):
-        from sqlalchemy.engine import make_url
-
-        dialect = make_url(url).get_dialect()
-        (dialect.import_dbapi if hasattr(dialect, "import_dbapi") else dialect.dbapi)()
-    elif type(backend).__module__ == "celery.backends.redis":
-        # The client of a backend of its own: the app's must not be made before a fork.
-        from celery.app import backends
-
-        made, made_url = backends.by_url(backend.app.conf.result_backend, backend.app.loader)
-        _ = made(app=backend.app, url=made_url).client
+def _make_a_client(backend: Any) -> None:
+    if type(backend).__module__ == "celery.backends.redis":
+        # Of a backend of its own: the app's must not have one before a fork.
+        _ = backend.app._get_backend().client
 
 
 def _try(what: Callable[..., Any], *arguments: Any) -> None:
