@@ -24,9 +24,11 @@ def run(control: int, zygote: int, start: dict[str, Any]) -> NoReturn:
     parent = socket.socket(fileno=zygote)
     try:
         worker = load(start)
+        from celeriac.host import results
         from celeriac.host.description import describe
 
         channel.write({"ready": describe(worker)})
+        results.shorten(worker.app)
         channel.read()
         if start["detaches"]:
             processes.leave_terminal()
