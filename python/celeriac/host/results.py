@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 from operator import attrgetter, is_
 from types import FunctionType
@@ -80,7 +79,7 @@ def shorten(app: Any) -> int:
 
     To be called before the fork: it connects to nothing.
     """
-    backends = list(_backends(app))
+    backends = _backends(app)
     module = sys.modules.get("celery.backends.redis")
     if module is None or sys.modules["celery"].VERSION[:2] not in CELERY_VERSIONS:
         return 0
@@ -96,9 +95,9 @@ def shorten(app: Any) -> int:
     return count
 
 
-def _backends(app: Any) -> Iterator[Any]:
-    found = {id(backend): backend for backend in (task._backend for task in app.tasks.values())}
-    yield from {**found, id(app.backend): app.backend}.values()
+def _backends(app: Any) -> list[Any]:
+    backends = [app.backend, *(task.backend for task in app.tasks.values())]
+    return list({id(backend): backend for backend in backends}.values())
 
 
 class _Methods:
@@ -168,7 +167,6 @@ class _Store:
 
         self._backend = backend
         self._methods = methods
-        self._own_way = backend._store_result
         self._states = states
         self._bytes_to_str = bytes_to_str
         self._no_permission = NoPermissionError
@@ -216,6 +214,10 @@ class _Store:
         if objection is not None:
             self._count(objection)
         return returned
+
+    def _own_way(self, *args: Any, **kwargs: Any) -> Any:
+        # Looked up each time: somebody may have wrapped it since.
+        return type(self._backend)._store_result(self._backend, *args, **kwargs)
 
     def _replace(self, connection: Any, key: Any, value: Any, state: str) -> bool:
         """Stores the value unless a success is stored; ``False`` when it came to neither."""
