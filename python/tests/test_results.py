@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import signal
-import threading
 from typing import Any
 
 import pytest
@@ -308,25 +306,46 @@ def test_a_time_limit_that_strikes_leaves_no_answer_behind(server, make_short):
         pass
 
     def strike(*_: Any) -> None:
+        del connection.read_response
         raise LimitError
 
     backend = make_short()
     backend.store_result("before", 1, states.SUCCESS)
-    connection = backend.client.client_id()
-    inherited = signal.signal(signal.SIGUSR1, strike)
+    inherited = backend.client.client_id()
+    connection = backend.client.connection_pool.get_connection()
+    backend.client.connection_pool.release(connection)
+    connection.read_response = strike
+    # The answer is still to come when the connection is used again.
     server.client.client_pause(DEADLINE * 1000, all=False)
-    sent = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
-    sent.start()
-    try:
-        with pytest.raises(LimitError):
-            backend.store_result("struck", 1, states.SUCCESS)
-        assert backend.client.client_id() not in (connection, None)
-    finally:
-        sent.join()
-        signal.signal(signal.SIGUSR1, inherited)
-        server.client.client_unpause()
+    with pytest.raises(LimitError):
+        backend.store_result("struck", 1, states.SUCCESS)
+    assert backend.client.client_id() not in (inherited, None)
+    server.client.client_unpause()
     backend.store_result(TASK, "mine", states.SUCCESS)
     assert backend.get_task_meta(TASK)["result"] == "mine"
+
+
+@pytest.mark.parametrize("is_in_a_row", [True, False])
+def test_a_server_that_hangs_up_on_scripts_is_not_asked_for_ever(
+    server, make_short, monkeypatch, is_in_a_row
+):
+    backend = make_short()
+    own_ask = results._Store._ask
+    asked = 0
+
+    def ask(self: Any, *arguments: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if is_in_a_row or asked % results.MAX_FAILURES:
+            raise redis.ConnectionError("Connection closed by server.")
+        return own_ask(self, *arguments)
+
+    backend.store_result("first", 1, states.SUCCESS)
+    monkeypatch.setattr(results._Store, "_ask", ask)
+    for number in range(3 * results.MAX_FAILURES):
+        backend.store_result(f"{number}", 1, states.SUCCESS)
+        assert backend.get_state(f"{number}") == states.SUCCESS
+    assert asked == (1 if is_in_a_row else 3) * results.MAX_FAILURES
 
 
 def test_each_process_has_a_connection_of_its_own(server, make_short):
