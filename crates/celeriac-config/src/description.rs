@@ -111,6 +111,8 @@ pub struct WorkerOptions {
     pub task_events: bool,
     /// The state database.
     pub statedb: Option<String>,
+    /// The level on the command line, as Python's number.
+    pub loglevel: u32,
 }
 
 impl WorkerOptions {

@@ -61,7 +61,7 @@ pub(super) fn banner(description: &Description, now: Timestamp) -> String {
             queue.name, queue.exchange.name, queue.exchange.kind, queue.routing_key
         );
     }
-    let level = Level::from_number(description.logging.level);
+    let level = Level::from_number(description.worker.loglevel);
     if level <= Level::Info {
         banner.push_str("\n[tasks]\n");
         let is_shown = |name: &&String| level == Level::Debug || !name.starts_with("celery.");

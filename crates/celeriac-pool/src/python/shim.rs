@@ -30,6 +30,7 @@ const MODULES: &[(&str, &str)] = modules! {
     "celeriac.host.options": "host/options.py",
     "celeriac.host.processes": "host/processes.py",
     "celeriac.host.requests": "host/requests.py",
+    "celeriac.host.results": "host/results.py",
     "celeriac.host.start": "host/start.py",
     "celeriac.host.urls": "host/urls.py",
     "celeriac.host.warmth": "host/warmth.py",
