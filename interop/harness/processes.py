@@ -15,6 +15,14 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def start_in_the_foreground() -> None:
+    """For ``preexec_fn`` of what is sent signals: a shell has its background ignore SIGINT, and
+    ``nohup`` SIGHUP, and a worker that inherits that would rightly go on."""
+    die_with_parent()
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def parent_of(pid: int) -> int | None:
     stat = _read(pid, "stat")
     return int(stat.rpartition(")")[2].split()[1]) if stat else None

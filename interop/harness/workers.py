@@ -82,7 +82,7 @@ class Worker:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            preexec_fn=processes.die_with_parent,
+            preexec_fn=processes.start_in_the_foreground,
         )
 
     @property
