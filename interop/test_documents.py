@@ -232,7 +232,7 @@ def test_an_interrupted_client_leaves_nothing_to_the_next_one(example, start_wor
         stdin=subprocess.DEVNULL,
         stdout=its_end,
         stderr=subprocess.STDOUT,
-        preexec_fn=processes.die_with_parent,
+        preexec_fn=processes.start_in_the_foreground,
     )
     os.close(its_end)
     shown = b""
