@@ -16,10 +16,10 @@ def die_with_parent() -> None:
 
 
 def start_in_the_foreground() -> None:
-    """For ``preexec_fn`` of what is sent signals: a shell has its background ignore SIGINT, and
-    ``nohup`` SIGHUP, and a worker that inherits that would rightly go on."""
+    """For ``preexec_fn`` of what is sent signals: a shell has its background ignore SIGINT and
+    SIGQUIT, and what inherits that does not end by them."""
     die_with_parent()
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
 
 
