@@ -46,7 +46,7 @@ test-python: $(VENV)/test.installed
 
 test-interop: $(CELERIAC) $(VENV)/test.installed
 	scripts/install-packages servers
-	cd interop && ../$(BIN)/python -m pytest -q $(TESTS)
+	cd interop && ../$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile $(TESTS)
 
 lint: $(VENV)/test.installed
 	scripts/install-packages build
