@@ -358,3 +358,21 @@ def run_add(started: Host) -> int:
     assert json.loads(started.zygote.recv(4096))["exited"] == pid
     ours.close()
     return pid
+
+
+def test_a_child_stores_results_in_redis_with_one_request(host, server):
+    text = f"app.conf.result_backend = {server.url()!r}\n@app.task\ndef add(x, y): return x + y\n"
+    started = host(text)
+    assert "ready" in started.answer
+    started.control.write({"split": True})
+    started.zygote.recv(4096)
+    ours, _ = fork_child(started)
+    for number in range(3):
+        request = json.dumps({"task": "hosted.add", "id": f"{number}", "celeriac": None}).encode()
+        head = child._JOB.pack(child.JOB, 0, 0, len(request), number + 1)
+        ours.send(head + request + b"[[2, 3], {}, {}]")
+        assert child._DONE.unpack_from(ours.recv(PARENTS_BUFFER))[1] == child.SUCCESS
+        assert json.loads(server.client.get(f"celery-task-meta-{number}"))["result"] == 5
+    # The first was sent twice: the server did not know the script.
+    assert server.calls("evalsha", "eval", "multi") == [3, 1, 0]
+    ours.close()
