@@ -42,6 +42,7 @@ test-rust:
 	$(CARGO) test --locked --workspace
 
 test-python: $(VENV)/test.installed
+	scripts/install-packages servers
 	$(BIN)/python -m pytest -q python/tests
 
 test-interop: $(CELERIAC) $(VENV)/test.installed

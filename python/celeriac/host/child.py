@@ -83,9 +83,6 @@ def run(worker: Any, zygote: int, number: int, index: int, channel: int, page: i
         # Programs that a task starts have no business with the channel.
         os.set_inheritable(channel, False)
         process = _PoolProcess(worker, number, index, socket.socket(fileno=channel), page)
-        import random
-
-        random.seed()
         code = process._bootstrap()
     finally:
         os._exit(code)

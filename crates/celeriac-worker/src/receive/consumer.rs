@@ -69,6 +69,8 @@ struct Wishes {
     /// The number of batches that the worker knew of when it said what it wants.
     seen: u64,
     stops: bool,
+    /// Whether acknowledgements wait for a claim to go along with: more of them need not be told.
+    holds_acks: bool,
 }
 
 #[derive(Debug, Default)]
@@ -133,11 +135,16 @@ impl Handle {
         if settlements.is_empty() && (wishes.want, wishes.seen) == (want, self.seen) {
             return;
         }
+        let is_more_of_the_same = wishes.holds_acks
+            && (wishes.want, wishes.seen) == (want, self.seen)
+            && settlements.iter().all(is_ack);
         wishes.settlements.append(settlements);
         wishes.want = want;
         wishes.seen = self.seen;
         drop(wishes);
-        self.shared.changed.notify_one();
+        if !is_more_of_the_same {
+            self.shared.changed.notify_one();
+        }
     }
 
     /// Has it settle what is left, and leave the broker.
@@ -145,6 +152,10 @@ impl Handle {
         self.shared.wishes().stops = true;
         self.shared.changed.notify_one();
     }
+}
+
+fn is_ack(settlement: &Settlement) -> bool {
+    settlement.fate == Fate::Ack
 }
 
 struct Consumer {
@@ -299,22 +310,22 @@ impl Consumer {
             let claims = !(want.is_none() || is_dry);
             // Acknowledgements go along with the next claim, if there is one soon.
             let holds = self.unsettled.len() > 0 && self.unsettled.are_acks() && !claims && !stops;
-            if holds {
-                let by = *acks_by.get_or_insert_with(|| Instant::now() + ACKS_WAIT);
-                if Instant::now() < by {
-                    tokio::select! {
-                        biased;
-                        () = self.shared.changed.notified() => {}
-                        waited = session.wait(), if !want.is_none() => {
-                            is_dry = false;
-                            if let Err(error) = waited {
-                                return Ended::Lost { error, worked };
-                            }
+            acks_by = holds.then(|| acks_by.unwrap_or_else(|| Instant::now() + ACKS_WAIT));
+            if let Some(by) = acks_by
+                && self.holds_acks(by)
+            {
+                tokio::select! {
+                    biased;
+                    () = self.shared.changed.notified() => {}
+                    waited = session.wait(), if !want.is_none() => {
+                        is_dry = false;
+                        if let Err(error) = waited {
+                            return Ended::Lost { error, worked };
                         }
-                        () = sleep_until(by) => {}
                     }
-                    continue;
+                    () = sleep_until(by) => {}
                 }
+                continue;
             }
             acks_by = None;
             let settlements = self.unsettled.take(epoch);
@@ -357,10 +368,18 @@ impl Consumer {
         }
     }
 
+    /// Whether acknowledgements may wait until `by`; the worker is not to tell of more of them then.
+    fn holds_acks(&self, by: Instant) -> bool {
+        let mut wishes = self.shared.wishes();
+        wishes.holds_acks = Instant::now() < by;
+        wishes.holds_acks
+    }
+
     /// What the worker wants now, and whether it stops.
     fn take_wishes(&mut self) -> (Want, bool) {
         let mut wishes = self.shared.wishes();
         self.unsettled.append(&mut wishes.settlements);
+        wishes.holds_acks = false;
         // Said before the last batch was known of, it counts places that are taken.
         let want = if wishes.seen == self.batches {
             wishes.want
