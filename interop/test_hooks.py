@@ -226,8 +226,12 @@ def test_a_child_calls_hooks_in_celerys_order(recordings, task_id, suffix):
 #: Celery's worker puts a class of its own over the app's Request class, whose ``on_success`` hides
 #: the app's. Here it is called, as its documentation says.
 ONLY_OURS = "Request.on_success"
-#: The message of a retry may come back before the main process hears of the attempt's end.
-RETRIED = ("retry", "retry_late", "retry_too_often", "autoretry", "retry_counted", "reject_again")
+#: The message of a retry, or of what replaces a task, may come before the main process hears of
+#: the attempt's end.
+RETRIED = (
+    *("retry", "retry_late", "retry_too_often", "autoretry", "retry_counted", "reject_again"),
+    "replace",
+)
 
 
 def in_main(recording: Recording, task_id: str) -> list[str]:
