@@ -162,7 +162,8 @@ def test_nothing_grows_under_load(
     assert watched["main"] == worker.host("main") and watched["zygote"] == worker.host("zygote")
     wait_until(lambda: is_whole(worker), "there are as many children as at first")
     print(f"processes below it: {min(s.below for s in samples)} to {max(s.below for s in samples)}")
-    assert max(sample.below for sample in samples) <= 2 * CHILDREN + 2
+    # One at its last task, its successor at work, and one that is leaving; main and the zygote.
+    assert max(sample.below for sample in samples) <= 3 * CHILDREN + 2
     # It worked all the time: a worker that stands still does not grow either.
     assert all(x.taken < y.taken for x, y in zip(samples[::4], samples[4::4])), "it stood still"
     assert worker.stop() == 0

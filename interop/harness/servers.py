@@ -24,7 +24,7 @@ def free_port() -> int:
 class RedisServer:
     """A Redis server; each test takes databases of its own."""
 
-    DATABASES = 512
+    DATABASES = 2048
 
     def __init__(self, folder: Path, *options: str) -> None:
         program = shutil.which("redis-server")

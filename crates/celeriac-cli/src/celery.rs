@@ -10,7 +10,7 @@ use crate::interpreter::interpreter;
 
 /// What the program `celery` does. Unlike `python -m celery` it keeps the working directory off the
 /// path while Celery is imported, where a `struct.py` of the app's would be taken for Python's own.
-const CELERY: &str = "
+const CELERY: &str = r"
 import sys
 sys.path[:] = [folder for folder in sys.path if folder]
 sys.argv[0] = 'celery'

@@ -77,6 +77,8 @@ enum Start {
     Waiting { is_connected: bool, is_up: bool },
     /// The app's consumer steps are starting.
     Steps,
+    /// Receivers of `worker_ready` are called.
+    Announced,
     /// Tasks may come.
     Ready,
     /// It won't be.
@@ -98,6 +100,7 @@ enum Steps {
 enum Asked {
     Core(HookToken),
     ConsumerSteps,
+    WorkerReady,
 }
 
 type Answered = (Asked, Result<serde_json::Value, String>);
@@ -241,7 +244,9 @@ impl Worker {
                 let (free, now) = (self.pool.free(), self.now());
                 self.core.answered(token, answer, free, now);
             }
-            (Asked::ConsumerSteps, Ok(_)) => self.ready(),
+            (Asked::ConsumerSteps, Ok(_)) => self.announce_ready(),
+            // A receiver that raises is in main's log; a main that died has a successor.
+            (Asked::WorkerReady, _) => self.ready(),
             (Asked::ConsumerSteps, Err(error)) => {
                 self.cannot_go_on(&format!("Unrecoverable error: {error}"));
             }
@@ -284,7 +289,7 @@ impl Worker {
                         self.go_on_starting();
                     }
                     Start::Ready => self.core.connected(),
-                    Start::Steps | Start::Failed => {}
+                    Start::Steps | Start::Announced | Start::Failed => {}
                 }
             }
             Event::Purged(0) | Event::Closed => {}
@@ -332,8 +337,19 @@ impl Worker {
             self.answers
                 .push(Box::pin(async { (Asked::ConsumerSteps, answer.await) }));
         } else {
-            self.ready();
+            self.announce_ready();
         }
+    }
+
+    /// All is there: receivers of `worker_ready` come before the first task, as in Celery.
+    fn announce_ready(&mut self) {
+        if self.core.shutdown().phase() != Phase::Running {
+            return;
+        }
+        self.start = Start::Announced;
+        let answer = self.hooks.call(HookCall::WorkerReady);
+        self.answers
+            .push(Box::pin(async { (Asked::WorkerReady, answer.await) }));
     }
 
     fn ready(&mut self) {
@@ -347,7 +363,6 @@ impl Worker {
             }
             .record(),
         );
-        self.hooks.tell(HookCall::WorkerReady);
         if self.is_connected {
             self.core.connected();
         }

@@ -12,12 +12,7 @@ use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcomma
 
 /// Runs your Celery app on a worker written in Rust.
 #[derive(Debug, Parser)]
-#[command(
-    name = "celeriac",
-    version,
-    max_term_width = 100,
-    arg_required_else_help = true
-)]
+#[command(name = "celeriac", version, max_term_width = 100)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -102,7 +97,9 @@ pub(crate) fn parse(
 ) -> Result<(Arguments, Vec<String>), clap::Error> {
     let mut words: Vec<OsString> = words.collect();
     if words.len() == 1 {
-        words.push("--help".into());
+        let mut command = Arguments::command();
+        let help = command.render_help();
+        return Err(command.error(ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, help));
     }
     let mut unknown = Vec::new();
     let mut first = None;
