@@ -229,6 +229,8 @@ pub enum LossCause {
     Terminated,
     /// It was killed for the hard time limit, which was told before.
     TimeLimit,
+    /// It ended before it read the job, which it thus never began.
+    Unread,
 }
 
 /// How a job ended in the process that ran it.

@@ -135,9 +135,14 @@ impl Worker {
         let now = Now::read(&*parts.clock);
         let mut failed = false;
         let mut told = Vec::new();
+        let mut interrupted = None;
         if parts.has_worker_steps {
             let started = parts.hooks.call(HookCall::StartSteps(Blueprint::Worker));
-            if let Err(error) = attended(&mut *parts.pool, started, &mut told).await {
+            let (pool, orders) = (&mut *parts.pool, &mut parts.orders);
+            let attended = attended(pool, orders, started, &mut told).await;
+            if let Attended::Interrupted(order) = attended {
+                interrupted = Some(order);
+            } else if let Attended::Answered(Err(error)) = attended {
                 let reason = format!("Unrecoverable error: {error}");
                 parts
                     .journal
@@ -178,6 +183,9 @@ impl Worker {
         worker.pool_told(told);
         if failed {
             worker.fail();
+        }
+        if let Some(order) = interrupted {
+            worker.operator_said(order);
         }
         worker.work().await
     }
@@ -439,7 +447,9 @@ impl Worker {
         if self.keeps_state {
             let revoked = self.core.revoked_ids();
             let saved = self.hooks.call(HookCall::SaveState { revoked });
-            if let Err(error) = attended(&mut *self.pool, saved, &mut Vec::new()).await {
+            let (pool, orders) = (&mut *self.pool, &mut self.orders);
+            let attended = attended(pool, orders, saved, &mut Vec::new()).await;
+            if let Attended::Answered(Err(error)) = attended {
                 let text = format!("The state database could not be written: {error}");
                 self.journal
                     .write(Happening::Notice { text: &text }.record());
@@ -451,7 +461,8 @@ impl Worker {
         }
         // What it says is logged by main.
         let said = self.hooks.call(HookCall::WorkerShutdown);
-        drop(attended(&mut *self.pool, said, &mut Vec::new()).await);
+        let (pool, orders) = (&mut *self.pool, &mut self.orders);
+        drop(attended(pool, orders, said, &mut Vec::new()).await);
     }
 }
 
@@ -463,18 +474,30 @@ async fn next_beat(heartbeat: &mut Option<Interval>) {
     }
 }
 
+/// How waiting for main ended.
+enum Attended {
+    /// It has answered.
+    Answered(Result<serde_json::Value, String>),
+    /// The operator has lost patience.
+    Interrupted(OperatorSignal),
+}
+
 /// Waits for an answer of main while the pool is served: should main die, the pool forks its
 /// successor, which is asked again. What the pool tells meanwhile is kept in `told`.
 async fn attended(
     pool: &mut dyn Pool,
+    orders: &mut mpsc::Receiver<OperatorSignal>,
     answer: Answer,
     told: &mut Vec<PoolEvent>,
-) -> Result<serde_json::Value, String> {
+) -> Attended {
     tokio::pin!(answer);
     loop {
         tokio::select! {
-            answer = &mut answer => return answer,
+            answer = &mut answer => return Attended::Answered(answer),
             events = pool.next() => told.extend(events),
+            Some(order @ OperatorSignal::End(_)) = orders.recv() => {
+                return Attended::Interrupted(order);
+            }
         }
     }
 }

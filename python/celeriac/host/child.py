@@ -215,6 +215,8 @@ def _workloop(self: Any, debug: Any = None, now: Any = None, pid: int | None = N
                 failed, value, runtime = run_task(
                     request["task"], request["id"], request, arguments, None, None
                 )
+                # From here on it is too late for the soft time limit.
+                self.current_job = 0
                 if failed:
                     report = _returned(value, runtime, flags)
                 else:
@@ -223,6 +225,7 @@ def _workloop(self: Any, debug: Any = None, now: Any = None, pid: int | None = N
                     result = (value or "").encode("utf-8", "replace")
                     report = SUCCESS, runtime, result if flags & WANTS_RESULT else b""
         except BaseException as exc:
+            self.current_job = 0
             if terminate_handler_fired():
                 # Killed on the parent's behalf: the job has no outcome.
                 raise

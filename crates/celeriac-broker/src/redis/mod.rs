@@ -14,6 +14,7 @@ mod keys;
 mod recovery;
 mod scripts;
 mod session;
+mod watch;
 
 use std::collections::HashMap;
 use std::fmt;

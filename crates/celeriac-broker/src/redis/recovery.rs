@@ -11,16 +11,18 @@ use celeriac_protocol::{envelope, json};
 use redis::{Value, cmd};
 use tokio::time::Instant;
 
+use super::BEAT;
 use super::error::broker_error;
 use super::scripts::{GIVE_BACK, OVERDUE, RENEW, TAGS_PER_CALL};
 use super::session::RedisSession;
-use super::{BEAT, DEAD_AFTER};
 
 /// The longest time between two renewals: other workers may have a shorter visibility timeout
 /// than this one, and the shortest counts.
 const RENEWAL: Duration = Duration::from_secs(10);
 /// Between two looks for dead workers.
-const RECOVERY: Duration = Duration::from_secs(2);
+const RECOVERY: Duration = Duration::from_secs(1);
+/// How many messages that lead nowhere are told of.
+const STRAYS: usize = 1000;
 /// How long a call may still be on its way to the server after its connection was lost.
 const STRAGGLER: Duration = Duration::from_secs(5);
 
@@ -100,17 +102,19 @@ impl RedisSession {
         let mut call = OVERDUE.prepare_invoke();
         call.key(&self.shared.keys.unacked_index)
             .key(&self.shared.keys.workers);
-        call.arg(DEAD_AFTER.as_secs_f64())
-            .arg(self.shared.visibility_timeout.as_secs_f64())
+        call.arg(self.shared.visibility_timeout.as_secs_f64())
             .arg(TAGS_PER_CALL);
-        let (workers, overdue): (Vec<String>, Vec<String>) = call
+        let (signs, overdue): (Vec<(String, String)>, Vec<String>) = call
             .invoke_async(&mut self.connection)
             .await
             .map_err(|error| broker_error(&error))?;
 
         let mut restored = 0;
         let shared = std::sync::Arc::clone(&self.shared);
-        for worker in workers.iter().filter(|worker| **worker != shared.name) {
+        for worker in &self.watch.dead(signs, Instant::now()) {
+            if *worker == shared.name {
+                continue;
+            }
             restored += self.restore_worker(worker).await?;
             let _: () = cmd("ZREM")
                 .arg(&shared.keys.workers)
@@ -133,9 +137,25 @@ impl RedisSession {
                 .query_async(&mut self.connection)
                 .await
                 .map_err(|error| broker_error(&error))?;
-            let claims = overdue
+            let (claims, empty): (Vec<_>, Vec<_>) = overdue
                 .into_iter()
-                .zip(values.into_iter().map(Option::unwrap_or_default));
+                .zip(values)
+                .partition(|(_, value)| value.is_some());
+            if !empty.is_empty() {
+                // A tag without a message is of no use to anybody, as kombu sees it too.
+                let mut remove = cmd("ZREM");
+                remove.arg(&self.shared.keys.unacked_index);
+                for (tag, _) in empty {
+                    remove.arg(tag);
+                }
+                let _: () = remove
+                    .query_async(&mut self.connection)
+                    .await
+                    .map_err(|error| broker_error(&error))?;
+            }
+            let claims = claims
+                .into_iter()
+                .map(|(tag, value)| (tag, value.unwrap_or_default()));
             restored += self.restore(claims.collect(), Redelivered::Yes).await?;
         }
         Ok(restored)
@@ -214,10 +234,15 @@ impl RedisSession {
         for (tag, value) in claims {
             match self.route_back(tag, &value, redelivered).await? {
                 Ok(found) => abandoned.push(found),
-                Err(tag) => tracing::warn!(
-                    target: "celeriac.broker",
-                    "The unacknowledged message {tag} leads back to no queue: it is left where it is."
-                ),
+                Err(tag) => {
+                    if self.is_new_stray(&tag) {
+                        tracing::warn!(
+                            target: "celeriac.broker",
+                            "The unacknowledged message {tag} leads back to no queue: it is left \
+                             where it is."
+                        );
+                    }
+                }
             }
         }
         let mut restored = 0;
@@ -241,6 +266,11 @@ impl RedisSession {
             restored += count;
         }
         Ok(restored)
+    }
+
+    /// Whether a tag that leads nowhere was not seen before.
+    fn is_new_stray(&mut self, tag: &str) -> bool {
+        self.strays.len() < STRAYS && self.strays.insert(tag.to_owned())
     }
 
     /// Reads a value of `unacked`: `[envelope, exchange, routing key]`. `Err` holds the tag of a

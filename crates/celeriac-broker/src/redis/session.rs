@@ -1,13 +1,14 @@
 //! One connection: claiming, settling, waiting.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use celeriac_core::broker::{
-    Delivery, DeliveryTag, Error, Fate, Maintained, Session, Settlement, Unreadable, Want,
+    Delivery, DeliveryTag, Error, ErrorKind, Fate, Maintained, Session, Settlement, Unreadable,
+    Want,
 };
 use celeriac_core::queue::{ExchangeKind, Queue};
 use celeriac_protocol::{Message, envelope};
@@ -19,7 +20,8 @@ use tokio::time::Instant;
 use super::error::broker_error;
 use super::keys::Keys;
 use super::scripts::{EXCHANGE, GIVE_BACK, TAGS_PER_CALL};
-use super::{Claim, Shared};
+use super::watch::Watch;
+use super::{Claim, DEAD_AFTER, Shared};
 
 /// How long to wait before asking again although the server told of nothing: it may have
 /// forgotten to, after a failover for one. kombu's BRPOP waits as long.
@@ -41,6 +43,12 @@ pub(super) struct RedisSession {
     pub(super) next_recovery: Instant,
     /// When to look once more for claims of a call whose answer was lost.
     pub(super) recheck_claims: Option<Instant>,
+    /// What was seen of other workers.
+    pub(super) watch: Watch,
+    /// Tags of messages that lead to no queue, each told once.
+    pub(super) strays: HashSet<String>,
+    /// Fanout messages that were handed out, to be handed out again where they are given back.
+    handed_out: HashMap<u64, (String, Bytes)>,
 }
 
 /// A queue that is consumed.
@@ -65,18 +73,23 @@ struct Pushes {
 }
 
 impl Pushes {
+    fn messages(&self) -> MutexGuard<'_, VecDeque<(String, Bytes)>> {
+        // Nothing panics while it is held.
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Beyond this, fanout messages are dropped, as Redis itself drops subscribers that lag.
     const LIMIT: usize = 10_000;
 
     fn take(&self, push: &PushInfo) {
         if push.kind == PushKind::PMessage
-            && let [_, Value::BulkString(channel), Value::BulkString(message)] =
+            && let [Value::BulkString(pattern), _, Value::BulkString(message)] =
                 push.data.as_slice()
         {
-            let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut messages = self.messages();
             if messages.len() < Self::LIMIT {
-                let channel = String::from_utf8_lossy(channel).into_owned();
-                messages.push_back((channel, Bytes::copy_from_slice(message)));
+                let pattern = String::from_utf8_lossy(pattern).into_owned();
+                messages.push_back((pattern, Bytes::copy_from_slice(message)));
             }
         }
         // A change of a list, or the end of the connection: either is a reason to look.
@@ -128,6 +141,9 @@ impl RedisSession {
             next_renewal: now,
             next_recovery: now,
             recheck_claims: None,
+            watch: Watch::default(),
+            strays: HashSet::new(),
+            handed_out: HashMap::new(),
         })
     }
 
@@ -270,21 +286,33 @@ impl RedisSession {
         }
     }
 
-    /// Fanout messages that arrived, at most `count`. They were never anybody's to give back.
-    fn take_fanout(&self, count: usize) -> Vec<Delivery> {
-        let mut messages = self
-            .pushes
-            .messages
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    /// Fanout messages that arrived, at most `count`.
+    fn take_fanout(&mut self, count: usize) -> Vec<Delivery> {
+        let mut messages = self.pushes.messages();
         let count = count.min(messages.len());
-        messages
-            .drain(..count)
-            .filter_map(|(channel, raw)| {
-                let (_, queue) = self.fanout.iter().find(|(name, _)| *name == channel)?;
-                Some(delivery(self.shared.reserve_tags(1), queue, raw))
-            })
-            .collect()
+        let mut deliveries = Vec::with_capacity(count);
+        for (pattern, raw) in messages.drain(..count) {
+            let Some((_, queue)) = self.fanout.iter().find(|(name, _)| *name == pattern) else {
+                continue;
+            };
+            let number = self.shared.reserve_tags(1);
+            deliveries.push(delivery(number, queue, raw.clone()));
+            self.handed_out.insert(number, (pattern, raw));
+        }
+        deliveries
+    }
+
+    /// Fanout messages are in no list: what is given back comes next, the rest is done with.
+    fn settle_fanout(&mut self, settlements: &[Settlement]) {
+        // The first that was handed out is put back last, and so comes first.
+        for settlement in settlements.iter().rev() {
+            let Some(message) = self.handed_out.remove(&settlement.tag.0) else {
+                continue;
+            };
+            if matches!(settlement.fate, Fate::Release | Fate::Requeue) {
+                self.pushes.messages().push_front(message);
+            }
+        }
     }
 
     async fn query<T: redis::FromRedisValue>(&mut self, command: &redis::Cmd) -> Result<T, Error> {
@@ -402,7 +430,8 @@ impl Session for RedisSession {
                 .filter(|number| claimed.contains_key(number))
                 .collect()
         };
-        let mut deliveries = self.take_fanout(want.total);
+        self.settle_fanout(settlements);
+        let mut deliveries = self.take_fanout(want.runnable);
         let want = Want {
             runnable: want.runnable.saturating_sub(deliveries.len()),
             total: want.total.saturating_sub(deliveries.len()),
@@ -440,7 +469,14 @@ impl Session for RedisSession {
     }
 
     async fn maintain(&mut self) -> Result<Maintained, Error> {
-        self.maintain_leases().await
+        // Others take a silent worker for dead: a connection without an answer is given up well
+        // before that.
+        tokio::time::timeout(DEAD_AFTER / 3, self.maintain_leases())
+            .await
+            .unwrap_or_else(|_| {
+                let silent = "the server does not answer";
+                Err(Error::new(ErrorKind::Connection, silent))
+            })
     }
 
     async fn purge(&mut self, queue: &str) -> Result<u64, Error> {

@@ -12,9 +12,10 @@ mod schema;
 mod session;
 mod watch;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use celeriac_core::broker::{Broker, Capabilities, Error, ErrorKind, Session};
@@ -36,6 +37,15 @@ struct Shared {
     tables: Tables,
     /// This worker in the tables of workers and leases.
     name: String,
+    /// Messages that it claimed and has not settled.
+    claimed: Mutex<HashSet<u64>>,
+}
+
+impl Shared {
+    fn claimed(&self) -> MutexGuard<'_, HashSet<u64>> {
+        // Nothing panics while it is held.
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl SqliteBroker {
@@ -70,6 +80,7 @@ impl SqliteBroker {
             display: url.to_string(),
             tables: Tables::new(options),
             name: format!("celeriac-{}", uuid::Uuid::new_v4().simple()),
+            claimed: Mutex::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),

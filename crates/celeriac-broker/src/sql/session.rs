@@ -93,8 +93,13 @@ impl Session for SqliteSession {
         want: Want,
     ) -> Result<Vec<Delivery>, Error> {
         let shared = Arc::clone(&self.shared);
+        let settled: Vec<u64> = settlements
+            .iter()
+            .map(|settlement| settlement.tag.0)
+            .collect();
         let settlements = settlements.to_vec();
         let mut queues = self.queues.clone();
+        let boot = self.boot.clone();
         let (queues, deliveries) = self
             .database
             .run(move |connection| {
@@ -109,6 +114,7 @@ impl Session for SqliteSession {
                 }
                 let mut deliveries = Vec::new();
                 if claims {
+                    lease::appear(&transaction, &shared.name, &boot)?;
                     claim(&transaction, &shared, &mut queues, want, &mut deliveries)?;
                 }
                 transaction.commit()?;
@@ -116,6 +122,12 @@ impl Session for SqliteSession {
             })
             .await?;
         self.queues = queues;
+        let mut claimed = self.shared.claimed();
+        for tag in settled {
+            claimed.remove(&tag);
+        }
+        claimed.extend(deliveries.iter().map(|delivery| delivery.tag.0));
+        drop(claimed);
         Ok(deliveries)
     }
 
@@ -129,10 +141,22 @@ impl Session for SqliteSession {
 
     async fn maintain(&mut self) -> Result<Maintained, Error> {
         let (shared, boot) = (Arc::clone(&self.shared), self.boot.clone());
-        let restored = self
+        let claimed: Vec<u64> = self.shared.claimed().iter().copied().collect();
+        let (restored, lost) = self
             .database
-            .run(move |connection| lease::beat(connection, &shared.tables, &shared.name, &boot))
+            .run(move |connection| {
+                let restored = lease::beat(connection, &shared.tables, &shared.name, &boot)?;
+                let lost = lease::lost(connection, &shared.name, claimed)?;
+                Ok((restored, lost))
+            })
             .await?;
+        let lost: Vec<DeliveryTag> = {
+            let mut claimed = self.shared.claimed();
+            lost.into_iter()
+                .filter(|id| claimed.remove(id))
+                .map(DeliveryTag)
+                .collect()
+        };
         if restored > 0 {
             tracing::warn!(
                 target: "celeriac.broker",
@@ -142,7 +166,7 @@ impl Session for SqliteSession {
         Ok(Maintained {
             restored,
             next: lease::BEAT,
-            lost: Vec::new(),
+            lost,
         })
     }
 
@@ -325,7 +349,7 @@ fn is_held(delivery: &Delivery, present: jiff::Timestamp) -> bool {
 }
 
 /// The bytes of a column that anybody may have written anything into.
-fn payload(row: &Row<'_>, column: usize) -> rusqlite::Result<Bytes> {
+pub(super) fn payload(row: &Row<'_>, column: usize) -> rusqlite::Result<Bytes> {
     Ok(match row.get_ref(column)? {
         ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Bytes::copy_from_slice(bytes),
         ValueRef::Null => Bytes::new(),

@@ -361,7 +361,38 @@ async fn fanout_messages_come_over_pub_sub() {
         session.wait().await.unwrap();
     };
     assert_eq!(&*deliveries[0].queue, "bcast.1");
-    settle(&mut *session, deliveries[0].tag, Fate::Ack).await;
+    settle(&mut *session, deliveries[0].tag, Fate::Release).await;
+    let again = session.exchange(&[], want).await.unwrap();
+    assert_eq!(again.len(), 1, "nobody else has it: it comes again");
+    settle(&mut *session, again[0].tag, Fate::Ack).await;
+    assert!(session.exchange(&[], want).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_key_of_another_type_takes_no_message_with_it() {
+    let redis = Redis::new();
+    let mut session = redis.broker().connect().await.unwrap();
+    subscribe(&mut *session, "good").await;
+    subscribe(&mut *session, "odd").await;
+    redis.server.command(&[b"SET", b"odd", b"no list"]);
+    for id in 0..3 {
+        session.publish("good", &message(id)).await.unwrap();
+    }
+    let want = Want {
+        runnable: 10,
+        total: 10,
+    };
+    let deliveries = session.exchange(&[], want).await.unwrap();
+    assert_eq!(deliveries.len(), 3);
+    assert_eq!(redis.server.command(&[b"HLEN", b"unacked"]), b":3\r\n");
+    let error = session.exchange(&[], want).await.unwrap_err();
+    assert!(error.to_string().contains("WRONGTYPE"), "{error}");
+
+    redis.server.command(&[b"DEL", b"unacked_index", b"odd"]);
+    redis.server.command(&[b"SET", b"unacked_index", b"no set"]);
+    session.publish("good", &message(3)).await.unwrap();
+    session.exchange(&[], want).await.unwrap_err();
+    assert_eq!(redis.server.command(&[b"LLEN", b"good"]), b":1\r\n");
 }
 
 #[tokio::test]

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use celeriac_broker::{Options, open};
 use celeriac_core::Broker;
-use celeriac_core::broker::ErrorKind;
-use celeriac_testing::conformance::broker::{self, Fixture};
+use celeriac_core::broker::{ErrorKind, Want};
+use celeriac_core::queue::Queue;
+use celeriac_testing::conformance::broker::{self, Fixture, message};
 use rusqlite::Connection;
 
 struct Sqlite {
@@ -67,6 +68,69 @@ async fn conformance_with_other_table_names() {
     }
     let session = sqlite.broker().connect().await.unwrap();
     session.close().await.unwrap();
+}
+
+/// Puts a row that is no text on the queue, and has a worker take it that dies.
+#[tokio::test]
+async fn what_is_no_text_comes_back_like_everything_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let sqlite = Sqlite::new(folder.path());
+    let queue = Queue::direct("q");
+    let mut dying = sqlite.broker().connect().await.unwrap();
+    dying.declare(&queue).await.unwrap();
+    dying.subscribe(&queue).await.unwrap();
+    let connection = Connection::open(&sqlite.path).unwrap();
+    connection
+        .execute(
+            "INSERT INTO kombu_message (visible, payload, version, queue_id)
+             VALUES (1, x'ff00fe', 1, (SELECT id FROM kombu_queue WHERE name = 'q'))",
+            [],
+        )
+        .unwrap();
+    let want = Want {
+        runnable: 1,
+        total: 1,
+    };
+    dying.maintain().await.unwrap();
+    let taken = dying.exchange(&[], want).await.unwrap();
+    assert_eq!(
+        taken[0].message.as_ref().unwrap_err().raw,
+        [0xff, 0, 0xfe][..]
+    );
+    // Dead for longer than the machine runs.
+    connection
+        .execute("UPDATE celeriac_worker SET seen = -1000", [])
+        .unwrap();
+    let mut other = sqlite.broker().connect().await.unwrap();
+    other.subscribe(&queue).await.unwrap();
+    assert_eq!(other.maintain().await.unwrap().restored, 1);
+    let again = other.exchange(&[], want).await.unwrap();
+    assert_eq!(again[0].tag, taken[0].tag);
+    // The one that was taken for dead lives after all, and hears of it.
+    assert_eq!(dying.maintain().await.unwrap().lost, [taken[0].tag]);
+    assert_eq!(dying.maintain().await.unwrap().lost, []);
+}
+
+#[tokio::test]
+async fn a_lease_of_a_worker_that_nobody_knows_is_given_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let sqlite = Sqlite::new(folder.path());
+    let queue = Queue::direct("q");
+    let mut unknown = sqlite.broker().connect().await.unwrap();
+    unknown.declare(&queue).await.unwrap();
+    unknown.subscribe(&queue).await.unwrap();
+    unknown.publish("q", &message(1)).await.unwrap();
+    let want = Want {
+        runnable: 1,
+        total: 1,
+    };
+    assert_eq!(unknown.exchange(&[], want).await.unwrap().len(), 1);
+    let connection = Connection::open(&sqlite.path).unwrap();
+    connection
+        .execute("DELETE FROM celeriac_worker", [])
+        .unwrap();
+    let mut other = sqlite.broker().connect().await.unwrap();
+    assert_eq!(other.maintain().await.unwrap().restored, 1);
 }
 
 #[tokio::test]

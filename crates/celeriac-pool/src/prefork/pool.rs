@@ -185,7 +185,8 @@ impl PreforkPool {
         if let Err(error) = forked {
             // A zygote that is gone says so by itself; anything else is a lack of descriptors.
             tracing::error!(%error, "a child could not be forked");
-            self.machine.exited(number, ExitStatus::Unknown, self.now());
+            self.machine
+                .exited(number, ExitStatus::Unknown, &[], self.now());
         }
     }
 
@@ -350,7 +351,11 @@ impl PreforkPool {
                 self.child_said(number, frame::read(&buffer[..length]));
             }
         }
-        self.machine.exited(number, status, self.now());
+        let unread = self
+            .children
+            .get(&number)
+            .map_or_else(Vec::new, Child::unread);
+        self.machine.exited(number, status, &unread, self.now());
     }
 
     fn number_of(&self, pid: u32) -> Option<u32> {
@@ -453,6 +458,17 @@ impl Child {
                 self.channel.try_send(&message.parts(), &[file.as_fd()])
             }
         }
+    }
+
+    /// Jobs that nobody has read, now that the child is gone.
+    fn unread(&self) -> Vec<RequestKey> {
+        let mut keys = Vec::new();
+        let mut buffer = vec![0; frame::RECEIVE_BYTES];
+        while let Ok((length @ 1.., _)) = seqpacket::take_back(self.their_end.as_fd(), &mut buffer)
+        {
+            keys.extend(frame::job_number(&buffer[..length]).map(RequestKey));
+        }
+        keys
     }
 
     fn signal(&self, kill: Kill) {

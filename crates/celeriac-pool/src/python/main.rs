@@ -17,6 +17,8 @@ use super::frame::Frame;
 
 /// Calls that wait to be written. The worker stops fetching long before so many wait.
 const QUEUED_CALLS: usize = 8192;
+/// Of these, how many are kept for calls whose answers matter: what is only told is left out before.
+const KEPT_FOR_ANSWERS: usize = 1024;
 /// The call that ends main.
 const LEAVE: &str = "leave";
 /// How often a call is made that main did not survive.
@@ -147,6 +149,10 @@ impl Main {
 
     fn queue(&self, call: Call, answer: Option<oneshot::Sender<Answer>>) {
         let name = call.name;
+        if answer.is_none() && name != LEAVE && self.calls.capacity() <= KEPT_FOR_ANSWERS {
+            tracing::error!("the main process is too slow: {name} is left out");
+            return;
+        }
         // Where nobody serves any more, the dropped sender tells who asked.
         if let Err(mpsc::error::TrySendError::Full(_)) = self.calls.try_send(Queued {
             call,

@@ -35,7 +35,7 @@ impl Core {
                 PoolEvent::Finished { key, outcome } => self.finished(key, outcome),
                 PoolEvent::SoftTimeLimit { key } => self.soft_limit(key),
                 PoolEvent::HardTimeLimit { key, pid } => self.hard_limit(key, pid),
-                PoolEvent::Lost { key, pid, cause } => self.lost(key, pid, cause),
+                PoolEvent::Lost { key, pid, cause } => self.lost(key, pid, cause, now),
                 PoolEvent::Returned { key } => self.returned(key, now),
                 PoolEvent::Died { name, pid, status } => {
                     self.tell(&Happening::ProcessDied {
@@ -230,7 +230,7 @@ impl Core {
     }
 
     /// The process of a task is gone.
-    fn lost(&mut self, key: RequestKey, pid: u32, cause: LossCause) {
+    fn lost(&mut self, key: RequestKey, pid: u32, cause: LossCause, now: Now) {
         let Some(request) = self.requests.get(&key) else {
             return;
         };
@@ -261,8 +261,26 @@ impl Core {
                 return self.conclude(key, call, Fate::Requeue);
             }
             LossCause::TimeLimit => return,
+            LossCause::Unread if self.shutdown.phase() == Phase::Running => {
+                return self.never_began(key, now);
+            }
+            LossCause::Unread => exited_prematurely(ExitStatus::Unknown, Some(key)),
         };
         self.begin_loss(key, pid, seconds(since), reason, None);
+    }
+
+    /// A task that counted as begun was never read by its process: it begins in another one.
+    fn never_began(&mut self, key: RequestKey, now: Now) {
+        let Some(request) = self.requests.get(&key) else {
+            return;
+        };
+        if request.is_settled && request.task.acks_late {
+            // Its lease is lost: it is somebody else's.
+            self.remove(key);
+        } else {
+            // Its message may be acknowledged: then no other worker can run it.
+            self.make_ready(key, true, now);
+        }
     }
 
     /// A lost task: had it succeeded before its process was lost?

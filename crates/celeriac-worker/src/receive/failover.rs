@@ -120,12 +120,21 @@ impl Failover {
             Next::GiveUp
         } else if completes_cycle {
             let cycles = self.failures / self.order.len() as u32;
-            Next::Wait(Linear::BROKER.wait(cycles.saturating_sub(1)))
+            let wait = Linear::BROKER.wait(cycles.saturating_sub(1));
+            Next::Wait(if self.was_connected {
+                wait.min(LONGEST_ABSENCE)
+            } else {
+                wait
+            })
         } else {
             Next::Failover
         }
     }
 }
+
+/// The longest wait of a worker that may hold messages: others, who are back already, take it for
+/// dead after 10 s without a sign of life.
+const LONGEST_ABSENCE: Duration = Duration::from_secs(4);
 
 /// Fisher and Yates' shuffle, with a small generator of its own (splitmix64).
 fn shuffle(order: &mut [usize], mut random: u64) {

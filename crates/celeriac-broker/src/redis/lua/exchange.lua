@@ -16,12 +16,17 @@ local queues, in_turn, present = tonumber(ARGV[6]), ARGV[7] == '1', ARGV[8]
 local first_tag, first_list = 9, 3
 local first_suffix = first_tag + acks
 
+-- A key of another type stops the script here, before anything is taken: what a script has done
+-- stays done when it fails later.
+redis.call('HLEN', unacked)
+redis.call('ZCARD', index)
+
 if acks > 0 then
   redis.call('HDEL', unacked, unpack(ARGV, first_tag, first_suffix - 1))
   redis.call('ZREM', index, unpack(ARGV, first_tag, first_suffix - 1))
 end
 
-local found, values, scores = {}, {}, {}
+local found, failure = {}, nil
 local time = redis.call('TIME')
 local score = string.format('%d.%06d', time[1], time[2])
 
@@ -35,8 +40,13 @@ local function is_held(item)
 end
 
 local function take(list, count)
-  local items = redis.call('RPOP', KEYS[first_list + list], count)
+  local items = redis.pcall('RPOP', KEYS[first_list + list], count)
+  if items and items.err then
+    failure = failure or items
+    return 0
+  end
   if not items then return 0 end
+  local values, scores = {}, {}
   local suffix = ARGV[first_suffix + list % queues]
   for _, item in ipairs(items) do
     local tag = prefix .. string.format('%.0f', number)
@@ -51,6 +61,8 @@ local function take(list, count)
     total = total - 1
     if not is_held(item) then runnable = runnable - 1 end
   end
+  redis.call('HSET', unacked, unpack(values))
+  redis.call('ZADD', index, unpack(scores))
   return #items
 end
 
@@ -68,9 +80,8 @@ for step = 0, lists - 1, math.max(queues, 1) do
   until took == 0 or runnable <= 0 or total <= 0
 end
 
-if #values > 0 then
-  redis.call('HSET', unacked, unpack(values))
-  redis.call('ZADD', index, unpack(scores))
+if failure and #found == 0 then
+  return failure
 end
 if runnable > 0 and total > 0 and lists > 0 then
   -- Reading the lists makes the server tell this connection of their next change.

@@ -1,10 +1,14 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use celeriac_core::pool::{ExitStatus, Outcome};
 use celeriac_protocol::{TimeLimit, TimeLimits};
 use proptest::prelude::*;
 
+use super::assign::MOST_AHEAD;
+use super::due::RETURN_AFTER;
 use super::*;
+use crate::sys::process::Resident;
 
 const LIMITS: Limits = Limits {
     max_tasks_per_child: None,
@@ -119,7 +123,7 @@ impl World {
     }
 
     fn machine_exits(&mut self, number: u32, status: ExitStatus) {
-        self.machine.exited(number, status, self.now);
+        self.machine.exited(number, status, &[], self.now);
     }
 
     fn submit(&mut self, job: Job) {
@@ -137,7 +141,7 @@ impl World {
     }
 
     fn exit(&mut self, number: u32, status: ExitStatus) {
-        self.machine.exited(number, status, self.now);
+        self.machine.exited(number, status, &[], self.now);
         self.settle();
     }
 
@@ -584,7 +588,7 @@ fn children_that_cannot_start_are_given_time_and_then_given_up() {
             })
             .unwrap();
         machine.forked(number, 5, now);
-        machine.exited(number, ExitStatus::Code(1), now);
+        machine.exited(number, ExitStatus::Code(1), &[], now);
         let next = machine.next_tick(now).unwrap();
         waits.push(next.saturating_sub(now).as_millis());
         now = next;
@@ -699,7 +703,7 @@ fn a_lost_zygote_takes_the_unborn_with_it() {
     machine.take_actions();
     machine.zygote_is_gone();
     assert_eq!(machine.take_actions(), [Action::Forget { number: 2 }]);
-    machine.exited(1, ExitStatus::Signal(9), ms(1));
+    machine.exited(1, ExitStatus::Signal(9), &[], ms(1));
     assert!(
         !machine
             .take_actions()

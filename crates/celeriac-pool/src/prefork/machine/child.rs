@@ -1,0 +1,79 @@
+//! What the machine knows of one child.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytestring::ByteString;
+use celeriac_core::pool::{LossCause, RequestKey};
+
+/// A child that was ordered, exists, or is ending.
+#[derive(Debug)]
+pub(super) struct Child {
+    pub(super) index: usize,
+    pub(super) pid: Option<u32>,
+    pub(super) is_up: bool,
+    /// When it must be up, once it exists.
+    pub(super) start_by: Duration,
+    /// The first runs, the others are ahead of it in its channel.
+    pub(super) jobs: VecDeque<Assigned>,
+    pub(super) tasks_left: Option<u64>,
+    /// It is to leave when its jobs are done.
+    pub(super) retires: bool,
+    /// Its successor may be forked, or is.
+    pub(super) is_replaced: bool,
+    /// It was told to leave, and is killed at this moment.
+    pub(super) leave_by: Option<Duration>,
+    /// Its channel had no room for a message.
+    pub(super) is_full: bool,
+    /// What it ended of, if the pool ended it.
+    pub(super) ending: Option<Ending>,
+}
+
+/// A job that a child has.
+#[derive(Debug)]
+pub(super) struct Assigned {
+    pub(super) key: RequestKey,
+    pub(super) task: ByteString,
+    pub(super) limits: celeriac_protocol::TimeLimits,
+    /// When it began, and what is due since.
+    pub(super) started: Option<Started>,
+}
+
+/// A job that has begun.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Started {
+    pub(super) at: Duration,
+    pub(super) soft_at: Option<Duration>,
+    pub(super) hard_at: Option<Duration>,
+    /// When what waits behind it is taken back.
+    pub(super) take_back_at: Duration,
+}
+
+/// Why the pool ends a child.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ending {
+    pub(super) cause: LossCause,
+    /// When SIGKILL follows.
+    pub(super) kill_at: Option<Duration>,
+}
+
+impl Child {
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leave_by.is_some() || self.ending.is_some()
+    }
+
+    /// Whether it can be given a job.
+    pub(super) fn takes_jobs(&self) -> bool {
+        self.is_up && self.pid.is_some() && !self.is_leaving() && !self.retires
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.takes_jobs() && self.jobs.is_empty()
+    }
+
+    /// Jobs that it may still be given before it is replaced.
+    pub(super) fn jobs_left(&self) -> u64 {
+        self.tasks_left
+            .map_or(u64::MAX, |left| left.saturating_sub(self.jobs.len() as u64))
+    }
+}
