@@ -9,11 +9,12 @@ CELERIAC := target/release/celeriac
 RUST := $(shell find crates -name '*.rs' -o -name '*.toml' -o -name '*.lua') Cargo.toml Cargo.lock
 SHIM := $(shell find python/celeriac examples -name '*.py')
 
-.PHONY: help demo test test-rust test-python test-interop lint bench build clean
+.PHONY: help demo test test-rust test-python test-interop soak lint bench build clean
 
 help:
 	@echo "make demo   reads documents on the embedded broker and shows what it found"
 	@echo "make test   runs every test, with servers of its own"
+	@echo "make soak   three minutes at full load, watching memory"
 	@echo "make lint   rustfmt, clippy, ruff, mypy"
 	@echo "make bench  compares celeriac with celery worker"
 	@echo "make build  builds $(CELERIAC)"
@@ -33,7 +34,7 @@ $(CELERIAC): $(RUST) $(SHIM)
 
 # DOCS=folder reads documents of your own.
 demo: $(CELERIAC) $(VENV)/demo.installed
-	$(CELERIAC) --python $(BIN)/python demo $(if $(DOCS),--docs "$(DOCS)")
+	$(CELERIAC) --python $(BIN)/python demo --data target/demo $(if $(DOCS),--docs "$(DOCS)")
 
 test: test-rust test-python test-interop
 
@@ -48,6 +49,11 @@ test-python: $(VENV)/test.installed
 test-interop: $(CELERIAC) $(VENV)/test.installed
 	scripts/install-packages servers
 	cd interop && ../$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile $(TESTS)
+
+# Three minutes at full load: nothing may grow.
+soak: $(CELERIAC) $(VENV)/test.installed
+	scripts/install-packages servers
+	cd interop && SOAK_SECONDS=180 ../$(BIN)/python -m pytest -q -s test_recycling.py
 
 lint: $(VENV)/test.installed
 	scripts/install-packages build

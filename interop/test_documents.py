@@ -268,3 +268,28 @@ def test_what_cannot_work_is_said_at_once(example, variables, message):
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_demo_brings_all_that_it_needs(example):
+    (example.documents / "whale.txt").write_text(PLAIN)
+    (example.documents / "wal.txt").write_text(GERMAN)
+    ended = workers.run(
+        "celeriac", "demo", "--data", str(example.data), "-c", "1",
+        cwd=example.documents.parent, timeout=120, DOCS=str(example.documents),
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "2 documents in" in ended.stdout
+    assert "celeriac demo" in ended.stdout
+    assert (example.data / "examples" / "documents" / "app.py").exists()
+    wait_until(
+        lambda: not processes.with_marker(f"DEMO_DATA={example.data}"), "nothing is left of it"
+    )
+
+
+def test_the_demo_says_what_is_missing(example, tmp_path):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    ended = workers.run("celeriac", "--python", str(python), "demo", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert f"{python} -m pip install celery sqlalchemy" in ended.stderr

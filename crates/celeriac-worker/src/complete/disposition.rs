@@ -8,43 +8,21 @@ use celeriac_config::TaskOptions;
 use celeriac_core::broker::Fate;
 use celeriac_core::pool::Outcome;
 
-/// What is to be done when a process reports the end of a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Disposition {
-    /// What main has to do first.
-    pub hook: Option<Hook>,
-    /// What becomes of the message, if it is still the worker's to decide.
-    pub fate: Fate,
-}
-
-/// What main has to do about the end of a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hook {
-    /// Record a rejected task as failed.
-    Rejected,
-    /// Fail a task whose tracer raised.
-    Raised,
-    /// Signal that a message was no task's.
-    NoTask,
-}
-
-/// The end of a task that its process reported. Not for [`Outcome::Left`], which is a loss.
-pub fn reported(outcome: &Outcome, task: &TaskOptions) -> Disposition {
+/// What becomes of a message when its task's process has reported the end, if it is still the
+/// worker's to decide. Not for [`Outcome::Left`], which is a loss.
+pub fn reported(outcome: &Outcome, task: &TaskOptions) -> Fate {
     let on_failure = if task.acks_on_failure {
         Fate::Ack
     } else {
         Fate::Reject
     };
-    let (hook, fate) = match outcome {
-        Outcome::Success { .. } | Outcome::Retry(_) | Outcome::Ignore(_) => (None, Fate::Ack),
-        Outcome::Failure(_) => (None, on_failure),
-        Outcome::Raised(_) | Outcome::Left { .. } => (Some(Hook::Raised), on_failure),
-        Outcome::Reject { requeue: true, .. } => (None, Fate::Requeue),
-        Outcome::Reject { requeue: false, .. } => (Some(Hook::Rejected), Fate::Reject),
-        Outcome::Undecodable { .. } => (None, Fate::Ack),
-        Outcome::Invalid { .. } => (Some(Hook::NoTask), Fate::Reject),
-    };
-    Disposition { hook, fate }
+    match outcome {
+        Outcome::Success { .. } | Outcome::Retry(_) | Outcome::Ignore(_) => Fate::Ack,
+        Outcome::Failure(_) | Outcome::Raised(_) | Outcome::Left { .. } => on_failure,
+        Outcome::Reject { requeue: true, .. } => Fate::Requeue,
+        Outcome::Reject { requeue: false, .. } | Outcome::Invalid { .. } => Fate::Reject,
+        Outcome::Undecodable { .. } => Fate::Ack,
+    }
 }
 
 /// What becomes of a task whose process is lost.
@@ -118,40 +96,23 @@ mod tests {
             acks_on_failure: false,
             ..late()
         };
-        for (outcome, task, hook, fate) in [
-            (&success, late(), None, Fate::Ack),
-            (&success, unforgiving.clone(), None, Fate::Ack),
-            (&Outcome::Failure(failure()), late(), None, Fate::Ack),
+        for (outcome, task, fate) in [
+            (&success, late(), Fate::Ack),
+            (&success, unforgiving.clone(), Fate::Ack),
+            (&Outcome::Failure(failure()), late(), Fate::Ack),
             (
                 &Outcome::Failure(failure()),
                 unforgiving.clone(),
-                None,
                 Fate::Reject,
             ),
-            (
-                &Outcome::Retry(failure()),
-                unforgiving.clone(),
-                None,
-                Fate::Ack,
-            ),
-            (
-                &Outcome::Ignore(failure()),
-                unforgiving.clone(),
-                None,
-                Fate::Ack,
-            ),
-            (&requeue, late(), None, Fate::Requeue),
-            (&reject, late(), Some(Hook::Rejected), Fate::Reject),
-            (
-                &Outcome::Raised(failure()),
-                late(),
-                Some(Hook::Raised),
-                Fate::Ack,
-            ),
+            (&Outcome::Retry(failure()), unforgiving.clone(), Fate::Ack),
+            (&Outcome::Ignore(failure()), unforgiving.clone(), Fate::Ack),
+            (&requeue, late(), Fate::Requeue),
+            (&reject, late(), Fate::Reject),
+            (&Outcome::Raised(failure()), late(), Fate::Ack),
             (
                 &Outcome::Raised(failure()),
                 unforgiving.clone(),
-                Some(Hook::Raised),
                 Fate::Reject,
             ),
             (
@@ -159,7 +120,6 @@ mod tests {
                     reason: String::new(),
                 },
                 late(),
-                None,
                 Fate::Ack,
             ),
             (
@@ -167,15 +127,10 @@ mod tests {
                     reason: String::new(),
                 },
                 late(),
-                Some(Hook::NoTask),
                 Fate::Reject,
             ),
         ] {
-            assert_eq!(
-                reported(outcome, &task),
-                Disposition { hook, fate },
-                "{outcome:?}"
-            );
+            assert_eq!(reported(outcome, &task), fate, "{outcome:?}");
         }
     }
 

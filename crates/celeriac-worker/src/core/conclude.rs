@@ -8,7 +8,7 @@ use celeriac_core::pool::{ExitStatus, LossCause, Outcome, PoolEvent, RequestKey}
 use serde_json::{Map, Value, json};
 
 use super::{Continuation, Core, Effect};
-use crate::complete::disposition::{self, Hook};
+use crate::complete::disposition;
 use crate::happening::Happening;
 use crate::hooks::HookCall;
 use crate::receive::decode::{self, Received};
@@ -107,7 +107,7 @@ impl Core {
             let reason = exited_prematurely(ExitStatus::Code(status), None);
             return self.begin_loss(key, pid, seconds(since), reason, Some(status));
         }
-        let disposition = disposition::reported(&outcome, &request.task);
+        let fate = disposition::reported(&outcome, &request.task);
         let message = Arc::clone(&request.message);
         match outcome {
             Outcome::Success { result, runtime } => {
@@ -137,25 +137,28 @@ impl Core {
             }
             Outcome::Undecodable { reason } => self.undecodable(&message, &reason),
             Outcome::Invalid { reason } => {
-                return self.was_no_task(key, message, reason, disposition.fate);
+                return self.was_no_task(key, message, reason, fate);
             }
-            Outcome::Reject { requeue, failure } if disposition.hook == Some(Hook::Rejected) => {
+            Outcome::Reject {
+                requeue: false,
+                failure,
+            } => {
                 let call = HookCall::Rejected {
                     message,
-                    requeue,
+                    requeue: false,
                     failure,
                 };
-                return self.conclude(key, call, disposition.fate);
+                return self.conclude(key, call, fate);
             }
             Outcome::Raised(failure) => {
-                return self.conclude(key, HookCall::Raised { message, failure }, disposition.fate);
+                return self.conclude(key, HookCall::Raised { message, failure }, fate);
             }
             Outcome::Reject { failure, .. } => {
                 self.notify(key, "on_failure", json!({}), Some(failure));
             }
             Outcome::Left { .. } => {}
         }
-        self.settle(key, disposition.fate);
+        self.settle(key, fate);
         self.remove(key);
     }
 

@@ -69,12 +69,12 @@ impl Unsettled {
         self.0.len()
     }
 
-    /// Takes those of an epoch, with the broker's own tags.
     /// Whether there is nothing to tell but that messages are done with.
     pub(super) fn are_acks(&self) -> bool {
         self.0.iter().all(|settlement| settlement.fate == Fate::Ack)
     }
 
+    /// Takes those of an epoch, with the broker's own tags.
     pub(super) fn take(&mut self, epoch: Epoch) -> Vec<Settlement> {
         let mut own = Vec::with_capacity(self.0.len());
         self.0.retain(|settlement| match epoch.own(settlement.tag) {
