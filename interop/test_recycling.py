@@ -20,7 +20,8 @@ from harness.wait import wait_until
 SOAK_SECONDS = float(os.environ.get("SOAK_SECONDS", "20"))
 #: What a process may have more at the end than after the warm-up.
 GROWTH_KIB = 2048
-GROWTH_FILES = 2
+# Children that come and go have three each; a leak would be one with each task.
+GROWTH_FILES = 10
 #: How many messages wait at most: enough that no child is ever without work.
 BACKLOG = 2000
 CHILDREN = 2

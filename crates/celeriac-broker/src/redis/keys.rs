@@ -26,6 +26,8 @@ pub(super) struct Keys {
     pub(super) unacked_index: String,
     /// The set of celeriac's workers with the moment of their last sign of life.
     pub(super) workers: String,
+    /// Since when, and when last, any of them gave one.
+    pub(super) pulse: String,
 }
 
 impl Keys {
@@ -42,6 +44,7 @@ impl Keys {
             unacked: named("unacked_key", "unacked"),
             unacked_index: named("unacked_index_key", "unacked_index"),
             workers: format!("{prefix}_celeriac.workers"),
+            pulse: format!("{prefix}_celeriac.pulse"),
             prefix,
         })
     }

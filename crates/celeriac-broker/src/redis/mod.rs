@@ -14,7 +14,6 @@ mod keys;
 mod recovery;
 mod scripts;
 mod session;
-mod watch;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -37,6 +36,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// A worker that gave no sign of life for so long is dead. Ten missed beats of 1 s: a worker that
 /// is stopped or starved for a moment keeps its messages.
 const DEAD_AFTER: Duration = Duration::from_secs(10);
+/// Without any worker's sign of life for so long, the server was out of reach: whose sign is old is
+/// not dead for that.
+const PULSE_GAP: Duration = Duration::from_secs(5);
 /// Between two signs of life.
 const BEAT: Duration = Duration::from_secs(1);
 

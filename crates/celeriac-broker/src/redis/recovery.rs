@@ -11,10 +11,10 @@ use celeriac_protocol::{envelope, json};
 use redis::{Value, cmd};
 use tokio::time::Instant;
 
-use super::BEAT;
 use super::error::broker_error;
 use super::scripts::{GIVE_BACK, OVERDUE, RENEW, TAGS_PER_CALL};
 use super::session::RedisSession;
+use super::{BEAT, DEAD_AFTER, PULSE_GAP};
 
 /// The longest time between two renewals: other workers may have a shorter visibility timeout
 /// than this one, and the shortest counts.
@@ -70,8 +70,9 @@ impl RedisSession {
         loop {
             let mut call = RENEW.prepare_invoke();
             call.key(&self.shared.keys.unacked_index)
-                .key(&self.shared.keys.workers);
-            call.arg(&self.shared.name);
+                .key(&self.shared.keys.workers)
+                .key(&self.shared.keys.pulse);
+            call.arg(&self.shared.name).arg(PULSE_GAP.as_secs_f64());
             for number in chunk {
                 call.arg(self.shared.tag(*number));
             }
@@ -101,20 +102,19 @@ impl RedisSession {
     async fn restore_abandoned(&mut self) -> Result<u64, Error> {
         let mut call = OVERDUE.prepare_invoke();
         call.key(&self.shared.keys.unacked_index)
-            .key(&self.shared.keys.workers);
-        call.arg(self.shared.visibility_timeout.as_secs_f64())
+            .key(&self.shared.keys.workers)
+            .key(&self.shared.keys.pulse);
+        call.arg(DEAD_AFTER.as_secs_f64())
+            .arg(self.shared.visibility_timeout.as_secs_f64())
             .arg(TAGS_PER_CALL);
-        let (signs, overdue): (Vec<(String, String)>, Vec<String>) = call
+        let (workers, overdue): (Vec<String>, Vec<String>) = call
             .invoke_async(&mut self.connection)
             .await
             .map_err(|error| broker_error(&error))?;
 
         let mut restored = 0;
         let shared = std::sync::Arc::clone(&self.shared);
-        for worker in &self.watch.dead(signs, Instant::now()) {
-            if *worker == shared.name {
-                continue;
-            }
+        for worker in workers.iter().filter(|worker| **worker != shared.name) {
             restored += self.restore_worker(worker).await?;
             let _: () = cmd("ZREM")
                 .arg(&shared.keys.workers)

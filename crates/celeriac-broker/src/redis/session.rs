@@ -20,7 +20,6 @@ use tokio::time::Instant;
 use super::error::broker_error;
 use super::keys::Keys;
 use super::scripts::{EXCHANGE, GIVE_BACK, TAGS_PER_CALL};
-use super::watch::Watch;
 use super::{Claim, DEAD_AFTER, Shared};
 
 /// How long to wait before asking again although the server told of nothing: it may have
@@ -43,8 +42,6 @@ pub(super) struct RedisSession {
     pub(super) next_recovery: Instant,
     /// When to look once more for claims of a call whose answer was lost.
     pub(super) recheck_claims: Option<Instant>,
-    /// What was seen of other workers.
-    pub(super) watch: Watch,
     /// Tags of messages that lead to no queue, each told once.
     pub(super) strays: HashSet<String>,
     /// Fanout messages that were handed out, to be handed out again where they are given back.
@@ -141,7 +138,6 @@ impl RedisSession {
             next_renewal: now,
             next_recovery: now,
             recheck_claims: None,
-            watch: Watch::default(),
             strays: HashSet::new(),
             handed_out: HashMap::new(),
         })

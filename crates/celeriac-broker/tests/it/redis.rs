@@ -368,6 +368,43 @@ async fn fanout_messages_come_over_pub_sub() {
     assert!(session.exchange(&[], want).await.unwrap().is_empty());
 }
 
+/// After the server was away for long, all signs of life are old.
+#[tokio::test]
+async fn a_silence_that_nobody_witnessed_is_no_death() {
+    let redis = Redis::new();
+    let mut cut_off = consumer(&redis, "q").await;
+    cut_off.publish("q", &message(1)).await.unwrap();
+    let want = Want {
+        runnable: 1,
+        total: 1,
+    };
+    cut_off.maintain().await.unwrap();
+    assert_eq!(cut_off.exchange(&[], want).await.unwrap().len(), 1);
+    let worker = text(
+        &redis
+            .server
+            .command(&[b"ZRANGE", b"_celeriac.workers", b"0", b"-1"]),
+    );
+    let silent = |seconds: &[u8]| {
+        let score = [b"-", seconds].concat();
+        redis
+            .server
+            .command(&[b"ZADD", b"_celeriac.workers", &score, worker.as_bytes()]);
+    };
+    silent(b"1000");
+    redis
+        .server
+        .command(&[b"HSET", b"_celeriac.pulse", b"last", b"1"]);
+    let mut other = consumer(&redis, "q").await;
+    assert_eq!(other.maintain().await.unwrap().restored, 0);
+    // Somebody was there all the time, and it was not this worker.
+    redis
+        .server
+        .command(&[b"HSET", b"_celeriac.pulse", b"since", b"1"]);
+    let mut third = consumer(&redis, "q").await;
+    assert_eq!(third.maintain().await.unwrap().restored, 1);
+}
+
 #[tokio::test]
 async fn a_key_of_another_type_takes_no_message_with_it() {
     let redis = Redis::new();

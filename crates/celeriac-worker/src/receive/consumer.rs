@@ -314,16 +314,9 @@ impl Consumer {
             if let Some(by) = acks_by
                 && self.holds_acks(by)
             {
-                tokio::select! {
-                    biased;
-                    () = self.shared.changed.notified() => {}
-                    waited = session.wait(), if !want.is_none() => {
-                        is_dry = false;
-                        if let Err(error) = waited {
-                            return Ended::Lost { error, worked };
-                        }
-                    }
-                    () = sleep_until(by) => {}
+                match self.rest(&mut *session, want, by).await {
+                    Ok(woken) => is_dry = is_dry && !woken,
+                    Err(error) => return Ended::Lost { error, worked },
                 }
                 continue;
             }
@@ -354,17 +347,26 @@ impl Consumer {
                 }
                 continue;
             }
-            tokio::select! {
-                biased;
-                () = self.shared.changed.notified() => {}
-                waited = session.wait(), if !want.is_none() => {
-                    is_dry = false;
-                    if let Err(error) = waited {
-                        return Ended::Lost { error, worked };
-                    }
-                }
-                () = sleep_until(next_maintenance) => {}
+            match self.rest(&mut *session, want, next_maintenance).await {
+                Ok(woken) => is_dry = is_dry && !woken,
+                Err(error) => return Ended::Lost { error, worked },
             }
+        }
+    }
+
+    /// Rests until the worker wants something else, messages may have come (then it answers with
+    /// true), or it is time.
+    async fn rest(
+        &self,
+        session: &mut dyn Session,
+        want: Want,
+        until: Instant,
+    ) -> Result<bool, Error> {
+        tokio::select! {
+            biased;
+            () = self.shared.changed.notified() => Ok(false),
+            waited = session.wait(), if !want.is_none() => waited.map(|()| true),
+            () = sleep_until(until) => Ok(false),
         }
     }
 
