@@ -58,13 +58,13 @@ pub(crate) fn run(
     if global.detached {
         detach::leave_session();
     }
+    let python = interpreter(global.python.as_deref().or(arguments.executable.as_deref()))?;
     if let Some(folder) = &global.workdir {
         std::env::set_current_dir(folder).map_err(|error| {
             Failure::new(format!("--workdir {}: {error}", folder.display()))
                 .with_hint("name a folder that exists")
         })?;
     }
-    let python = interpreter(global.python.as_deref().or(arguments.executable.as_deref()))?;
     let mut options = arguments.options(user_words);
     options.insert("no_color".to_owned(), global.no_color().into());
     options.insert("quiet".to_owned(), global.quiet.into());
