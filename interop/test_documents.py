@@ -273,8 +273,10 @@ def test_what_cannot_work_is_said_at_once(example, variables, message):
 def test_the_demo_brings_all_that_it_needs(example):
     (example.documents / "whale.txt").write_text(PLAIN)
     (example.documents / "wal.txt").write_text(GERMAN)
+    # As a user names it: from the folder that the command is given in.
+    python = os.path.relpath(sys.executable, example.documents.parent)
     ended = workers.run(
-        "celeriac", "demo", "--data", str(example.data), "-c", "1",
+        "celeriac", "--python", python, "demo", "--data", str(example.data), "-c", "1",
         cwd=example.documents.parent, timeout=120, DOCS=str(example.documents),
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
