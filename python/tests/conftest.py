@@ -6,6 +6,7 @@ import datetime
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Callable
@@ -13,9 +14,15 @@ from typing import Any, Callable
 import pytest
 import redis
 from celery import Celery
+from celery.app import trace
 from celery.backends.cache import _DUMMY_CLIENT_CACHE
+from celery.worker import state
+from celery.worker.control import Panel
 
 from celeriac.host import results
+from celeriac.host.main import Main
+from celeriac.host.wire import Channel
+from celeriac.host.worker import hosted_worker_class
 
 DEADLINE = 30
 
@@ -33,12 +40,12 @@ def app() -> Iterator[Any]:
 class RedisServer:
     """A Redis server of the tests' own."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, port: int = 0) -> None:
         program = shutil.which("redis-server")
         assert program, "redis-server is not installed"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+            self.port = port or probe.getsockname()[1]
         place = ("--port", str(self.port), "--bind", "127.0.0.1")
         self.process = subprocess.Popen(
             [program, *place, "--save", "", "--appendonly", "no", *options],
@@ -87,8 +94,8 @@ def start_server() -> Iterator[Callable[..., RedisServer]]:
     """Starts a server with options of its own."""
     started: list[RedisServer] = []
 
-    def start(*options: str) -> RedisServer:
-        started.append(RedisServer(*options))
+    def start(*options: str, port: int = 0) -> RedisServer:
+        started.append(RedisServer(*options, port=port))
         return started[-1]
 
     yield start
@@ -135,3 +142,101 @@ def make_short(make_redis_app: Callable[..., Any]) -> Callable[..., Any]:
         return app.backend
 
     return make
+
+
+@pytest.fixture
+def quiet_app(app: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An app of which a worker can be made here."""
+    # The logging and the streams of this process are pytest's.
+    monkeypatch.setattr(app.log, "setup", lambda *_, **__: True)
+    app.conf.worker_redirect_stdouts = False
+    app.conf.accept_content = ["json"]
+    yield app
+    trace.reset_worker_optimizations(app)
+    for changed in (state.revoked, state.revoked_stamps):
+        changed.clear()
+    state.should_stop = None
+
+
+class Hosted:
+    """A worker's main, which runs in a thread of the test, seen from the parent's side."""
+
+    def __init__(self, app: Any, **options: Any) -> None:
+        self.app = app
+        options = {"hostname": "one@host", "concurrency": 2, **options}
+        self.worker = hosted_worker_class(app)(app=app, **options)
+        self._socket, mains = socket.socketpair()
+        self._socket.settimeout(DEADLINE)
+        self.channel = Channel(self._socket)
+        self.main = Main(Channel(mains), self.worker)
+        self._mains = mains
+        self._thread = threading.Thread(target=self.main.run, daemon=True)
+        self._thread.start()
+        self._number = 0
+        self._answers: dict[int, dict[str, Any]] = {}
+        #: What main has asked of the parent.
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+
+    def tell(self, call: str, blob: bytes = b"", **members: Any) -> None:
+        self.channel.write({"call": call, **members}, blob)
+
+    def begin(self, call: str, blob: bytes = b"", **members: Any) -> int:
+        """Calls; returns the number of its answer."""
+        self._number += 1
+        self.channel.write({"id": self._number, "call": call, **members}, blob)
+        return self._number
+
+    def answer(self, number: int) -> dict[str, Any]:
+        while number not in self._answers:
+            self.read()
+        return self._answers.pop(number)
+
+    def read(self) -> None:
+        frame, _ = self.channel.read()
+        if "command" in frame:
+            self.asked.append((frame["command"], frame["arguments"]))
+        else:
+            self._answers[frame.pop("id")] = frame
+
+    def call(self, call: str, blob: bytes = b"", **members: Any) -> Any:
+        answer = self.answer(self.begin(call, blob, **members))
+        assert "error" not in answer, answer
+        return answer["ok"]
+
+    def leave(self) -> None:
+        self.tell("leave")
+        self._thread.join(DEADLINE)
+        assert not self._thread.is_alive()
+        self._socket.close()
+        self._mains.close()
+        self.worker.consumer.consuming.shutdown(DEADLINE)
+        self.worker.consumer.close()
+
+
+@pytest.fixture
+def make_hosted(quiet_app: Any) -> Iterator[Callable[..., Hosted]]:
+    made: list[Hosted] = []
+
+    def make(app: Any = None, **options: Any) -> Hosted:
+        made.append(Hosted(app or quiet_app, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.leave()
+
+
+@pytest.fixture
+def hosted(make_hosted: Callable[..., Hosted]) -> Hosted:
+    return make_hosted()
+
+
+@pytest.fixture
+def panel() -> Iterator[Any]:
+    """The panel of commands, which is as it was when the test is done."""
+    data, meta = dict(Panel.data), dict(Panel.meta)
+    yield Panel
+    Panel.data.clear()
+    Panel.meta.clear()
+    Panel.data.update(data)
+    Panel.meta.update(meta)

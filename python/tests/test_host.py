@@ -146,6 +146,61 @@ def late(): pass
     assert ready["warnings"] == []
 
 
+def test_the_parent_is_told_what_remote_control_needs(host):
+    text = """
+from celery.worker.control import control_command, inspect_command
+from kombu import Queue
+app.conf.update(
+    broker_url="redis://me:SECRET@localhost:1/3;redis://:SECRET@other:2/0",
+    broker_transport_options={"sentinel_kwargs": {"password": "SECRET"}, "visibility_timeout": 9},
+    task_queues=[Queue("one", consumer_arguments={"x-priority": 3})],
+    control_queue_expires=20.0, control_queue_ttl=None, event_exchange="events",
+    task_serializer="pickle", accept_content=["json", "pickle"],
+)
+@control_command(alias="also", visible=False)
+def mine(state): pass
+@inspect_command()
+def ping(state): return "my pong"
+@app.task(queue="one", exchange="x", routing_key="y")
+def routed(): pass
+"""
+    ready = host(text, without_gossip=True, heartbeat_interval=7).answer["ready"]
+    bus = ready["bus"]
+    assert (bus["control_queue_expires"], bus["control_queue_ttl"]) == (20.0, None)
+    assert (bus["control_exchange"], bus["event_exchange"]) == ("celery", "events")
+    assert len(bus) == 11
+    remote = ready["remote"]
+    assert (remote["control"], remote["gossip"], remote["mingle"]) == (True, False, True)
+    assert (remote["heartbeat"], remote["heartbeat_interval"]) == (True, 7)
+    assert (remote["control_serializer"], remote["event_serializer"]) == ("pickle", "json")
+    assert remote["signs"] is False
+    assert remote["commands"]["mine"] == {"alias": "also", "type": "control", "visible": False}
+    assert remote["commands"]["active"]["alias"] == "dump_active"
+    assert remote["users"] == ["also", "mine", "ping"]
+    assert remote["broker_info"]["hostname"] == "localhost"
+    assert remote["broker_info"]["virtual_host"] == "3"
+    assert remote["broker_info"]["transport_options"]["visibility_timeout"] == 9
+    assert "SECRET" not in json.dumps(remote)
+    assert remote["sw_sys"] == "Linux"
+    assert remote["sw_ver"] == ready["versions"]["celery"]
+    assert ready["queues"][0]["consumer_arguments"] == {"x-priority": 3}
+    assert ready["queues"][0]["info"]["exchange"]["type"] == "direct"
+    task = ready["tasks"]["hosted.routed"]
+    assert (task["exchange"], task["routing_key"]) == ("x", "y")
+    assert ready["broker"]["driver"] == "redis"
+    assert ready["settings"]["broker_channel_error_retry"] is False
+
+
+@pytest.mark.parametrize("arguments, told", [({"x-queue-type": "quorum"}, True), ({}, False)])
+def test_the_parent_is_told_of_quorum_queues(host, arguments, told):
+    text = f"""
+from kombu import Queue
+app.conf.broker_url = "amqp://localhost:1"
+app.conf.task_queues = [Queue("one", queue_arguments={arguments})]
+"""
+    assert host(text).answer["ready"]["broker"]["has_quorum_queues"] is told
+
+
 def test_a_file_in_the_apps_folder_does_not_hide_the_standard_library(host, tmp_path):
     for name in ("json", "struct", "typing", "socket"):
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong one')\n")
@@ -156,6 +211,7 @@ def test_a_file_in_the_apps_folder_does_not_hide_the_standard_library(host, tmp_
     "text, options, message",
     [
         ("app.conf.worker_consumer = 'mine:Consumer'", {}, "worker_consumer = 'mine:Consumer'"),
+        ("app.conf.control_queue_durable = True", {}, "cannot both be True"),
         ("", {"pool": "solo"}, "The pool 'solo' is not available"),
         ("", {"concurrency": "many"}, "Invalid value for '-c'"),
         ("@app.task(Strategy='mine:s')\ndef t(): pass", {}, "execution strategy of their own"),
@@ -220,8 +276,8 @@ def test_a_logger_whose_level_the_app_sets_has_its_records_forwarded(host, name)
     text = f"import logging\nlogging.getLogger({name!r}).setLevel(logging.{{}})\n"
     told = host(text.format("WARNING")).answer["ready"]["logging"]
     assert told["forward"] is True
-    # The others still write theirs, but where it is the one above them all.
-    assert told["level"] == (30 if name == "celery" else 20)
+    # The others still write theirs.
+    assert told["level"] == 20
     told = host(text.format("DEBUG")).answer["ready"]["logging"]
     assert (told["forward"], told["level"]) == (True, 10)
 

@@ -28,7 +28,9 @@ class Parent:
         self._channel = Channel(self._socket)
         self._mains = mains
         self._frames = b""
-        worker = SimpleNamespace(app=app, consumer=SimpleNamespace(), hostname="one@host")
+        worker = SimpleNamespace(
+            app=app, consumer=SimpleNamespace(), hostname="one@host", parent=SimpleNamespace()
+        )
         self.main = Main(Channel(mains), worker)
 
     def send(self, text: str, blob: bytes = b"") -> None:
@@ -91,6 +93,29 @@ def test_the_frame_itself_has_no_marks(parent):
     parent.send(json.dumps({"id": 1, "call": "keep", "value": marked}))
     parent.run()
     assert parent.answer() == {"id": 1, "ok": marked}
+
+
+def test_what_is_revoked_is_kept_before_main_leaves(parent, monkeypatch):
+    leaves, kept = threading.Event(), []
+    stores = parent.main._stores
+    finish = stores.finish
+
+    def leave(timeout):
+        leaves.set()
+        finish(timeout)
+
+    monkeypatch.setattr(stores, "finish", leave)
+    parent.main._calls["revoked_store_add"] = lambda ids: kept.append(leaves.wait(10) and ids)
+    parent.send('{"call": "revoked_store_add", "ids": ["1"]}')
+    parent.run()
+    assert kept == [["1"]]
+
+
+def test_what_is_told_in_vain_is_in_the_log(parent, caplog):
+    parent.main._errands["revoked_store_add"] = SimpleNamespace(take=lambda errand: False)
+    parent.send('{"call": "revoked_store_add", "ids": ["1"]}')
+    parent.run()
+    assert "Hook revoked_store_add is left out: too many calls" in caplog.text
 
 
 class Noted(bootsteps.StartStopStep):

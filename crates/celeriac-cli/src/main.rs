@@ -7,13 +7,17 @@ mod demo;
 mod failure;
 mod interpreter;
 mod journal;
+mod stack;
 mod worker;
 
 use std::process::ExitCode;
 
 use arguments::Command;
 use arguments::client::Report;
+use arguments::remote::Remote;
+
 fn main() -> ExitCode {
+    stack::make_deep();
     let (arguments, user_words) = match arguments::parse(std::env::args_os()) {
         Ok(parsed) => parsed,
         Err(error) => {
@@ -36,6 +40,18 @@ fn main() -> ExitCode {
         Command::Result(result) => celery::become_celery(global, result),
         Command::Purge(purge) => celery::become_celery(global, purge),
         Command::List(list) => celery::become_celery(global, list),
+        Command::Inspect(arguments) => {
+            let name = "inspect";
+            celery::become_celery(global, &Remote { name, arguments })
+        }
+        Command::Control(arguments) => {
+            let name = "control";
+            celery::become_celery(global, &Remote { name, arguments })
+        }
+        Command::Status(status) => celery::become_celery(global, status),
+        Command::Events(events) => celery::become_celery(global, events),
+        Command::Migrate(migrate) => celery::become_celery(global, migrate),
+        Command::Amqp(amqp) => celery::become_celery(global, amqp),
         Command::Report => celery::become_celery(global, &Report),
         Command::Completions { shell } => {
             let mut script = Vec::new();

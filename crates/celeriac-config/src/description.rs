@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use celeriac_core::bus::BusSettings;
 use celeriac_core::queue::Queue;
 use celeriac_protocol::TimeLimits;
 use serde::Deserialize;
@@ -30,7 +31,11 @@ pub struct Description {
     /// MIME types that may be opened.
     pub accept_content: Vec<String>,
     /// The queues to consume from.
-    pub queues: Vec<Queue>,
+    pub queues: Vec<DescribedQueue>,
+    /// Names and limits of what commands and events go through.
+    pub bus: BusSettings,
+    /// What the worker answers of itself, and what it takes part in.
+    pub remote: Remote,
     /// All registered tasks.
     pub tasks: HashMap<String, TaskOptions>,
     /// Signals that have receivers.
@@ -56,6 +61,60 @@ impl Description {
     pub fn has_receivers(&self, signal: &str) -> bool {
         self.signals.iter().any(|name| name == signal)
     }
+}
+
+/// A queue, and what an operator is shown of it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct DescribedQueue {
+    /// The queue.
+    #[serde(flatten)]
+    pub queue: Queue,
+    /// What `inspect active_queues` shows: `kombu.Queue.as_dict`.
+    #[serde(default)]
+    pub info: Value,
+}
+
+/// What the worker needs for remote control and events: `celeriac.host.remote`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Remote {
+    /// Whether commands are heard (`worker_enable_remote_control`).
+    pub control: bool,
+    /// Whether the events of other workers are heard.
+    pub gossip: bool,
+    /// Whether other workers are greeted at the start.
+    pub mingle: bool,
+    /// Whether monitors are told that the worker lives.
+    pub heartbeat: bool,
+    /// Seconds between two heartbeats, if they are set.
+    pub heartbeat_interval: Option<f64>,
+    /// The serializer of replies.
+    pub control_serializer: String,
+    /// The serializer of events.
+    pub event_serializer: String,
+    /// All commands that the app knows, by their names.
+    pub commands: HashMap<String, RemoteCommand>,
+    /// Those that the app has registered itself.
+    pub users: Vec<String>,
+    /// Whether revoked ids are kept in a store that all workers share.
+    #[serde(default)]
+    pub keeps_revokes: bool,
+    /// Whether revoked stamps are kept there as well.
+    #[serde(default)]
+    pub keeps_stamps: bool,
+    /// What `inspect stats` shows of the broker.
+    pub broker_info: Value,
+    /// The version that events tell.
+    pub sw_ver: String,
+    /// The operating system that events tell.
+    pub sw_sys: String,
+}
+
+/// A command of the remote control.
+#[derive(Debug, Clone, Deserialize)]
+pub struct RemoteCommand {
+    /// Its other name.
+    #[serde(default)]
+    pub alias: Option<String>,
 }
 
 /// Versions of what runs in the interpreter.
@@ -179,8 +238,14 @@ pub struct Settings {
     pub broker_connection_retry_on_startup: Option<bool>,
     /// Seconds that connecting may take.
     pub broker_connection_timeout: Option<f64>,
+    /// Seconds between two heartbeats, zero for none.
+    pub broker_heartbeat: Option<f64>,
+    /// The type of the queues in which RabbitMQ holds tasks with an ETA.
+    pub broker_native_delayed_delivery_queue_type: Option<String>,
     /// Kill late-acknowledged tasks when the connection is lost.
     pub worker_cancel_long_running_tasks_on_connection_loss: bool,
+    /// Look for quorum queues, which need native delayed delivery.
+    pub worker_detect_quorum_queues: bool,
     /// Wait at a cold shutdown although nothing runs.
     pub worker_enable_soft_shutdown_on_idle: bool,
     /// How many tasks with an ETA may be held.
@@ -201,6 +266,11 @@ impl Settings {
     /// How long connecting may take.
     pub fn connection_timeout(&self) -> Option<Duration> {
         seconds(self.broker_connection_timeout)
+    }
+
+    /// Between two heartbeats; zero for none.
+    pub fn heartbeat(&self) -> Option<Duration> {
+        seconds(self.broker_heartbeat)
     }
 
     /// How long a cold shutdown lets tasks finish.

@@ -37,6 +37,12 @@ pub struct TaskOptions {
     /// Store failures all the same.
     #[serde(default)]
     pub store_errors_even_if_ignored: bool,
+    /// The exchange that calls of this task go to, as `inspect registered` shows it.
+    #[serde(default)]
+    pub exchange: Option<String>,
+    /// The routing key of calls of this task, as `inspect registered` shows it.
+    #[serde(default)]
+    pub routing_key: Option<String>,
     /// Send events about this task.
     #[serde(default)]
     pub send_events: bool,
@@ -60,6 +66,8 @@ impl Default for TaskOptions {
             soft_time_limit: None,
             ignore_result: false,
             store_errors_even_if_ignored: false,
+            exchange: None,
+            routing_key: None,
             send_events: true,
             request_methods: Vec::new(),
         }

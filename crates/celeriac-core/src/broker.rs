@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use celeriac_protocol::Message;
 
+use crate::bus::{Bus, BusOptions};
 use crate::queue::Queue;
 
 /// A place that messages come from, not yet connected.
@@ -28,6 +29,14 @@ pub trait Broker: Send + Sync + fmt::Debug {
     /// # Errors
     /// See [`Error::retry`] for whether trying again may help.
     async fn connect(&self) -> Result<Box<dyn Session>, Error>;
+
+    /// Opens the bus, listening before it returns; `None` when this broker has none.
+    ///
+    /// # Errors
+    /// See [`Error::retry`] for whether trying again may help.
+    async fn open_bus(&self, _options: &BusOptions) -> Result<Option<Box<dyn Bus>>, Error> {
+        Ok(None)
+    }
 }
 
 /// One live connection of one consumer. Dropping it gives nothing back: see [`Session::close`].
@@ -224,6 +233,14 @@ impl Error {
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// What went wrong, and what to do about it.
+    pub fn in_full(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{self} ({hint})"),
+            None => self.to_string(),
+        }
     }
 
     /// Whether trying again may help.

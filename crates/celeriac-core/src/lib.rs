@@ -5,12 +5,14 @@
 
 pub mod backoff;
 pub mod broker;
+pub mod bus;
 pub mod clock;
 pub mod journal;
 pub mod pool;
 pub mod queue;
 
 pub use broker::{Broker, Session};
+pub use bus::Bus;
 pub use clock::Clock;
 pub use journal::{Journal, Level, Record};
 pub use queue::Queue;

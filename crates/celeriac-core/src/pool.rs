@@ -23,9 +23,18 @@ pub trait Pool: Send {
     /// The wanted number of processes.
     fn size(&self) -> usize;
 
+    /// The processes that there are, each with how many jobs it was given.
+    fn processes(&self) -> Vec<(u32, u64)>;
+
     /// Changes the wanted number of processes. Busy ones stay; answers with the number that will
     /// be left.
     fn resize(&mut self, size: usize) -> usize;
+
+    /// Has so many processes leave for good: idle ones now, busy ones when their job is done.
+    fn shrink(&mut self, by: usize);
+
+    /// Replaces all processes: idle ones now, busy ones when their job is done.
+    fn restart(&mut self);
 
     /// Takes no more jobs; processes end when their job does.
     fn close(&mut self);
@@ -173,44 +182,52 @@ impl fmt::Display for ExitStatus {
     }
 }
 
+/// The names of Linux's signals, the first being number 1.
+const SIGNALS: [&str; 31] = [
+    "SIGHUP",
+    "SIGINT",
+    "SIGQUIT",
+    "SIGILL",
+    "SIGTRAP",
+    "SIGABRT",
+    "SIGBUS",
+    "SIGFPE",
+    "SIGKILL",
+    "SIGUSR1",
+    "SIGSEGV",
+    "SIGUSR2",
+    "SIGPIPE",
+    "SIGALRM",
+    "SIGTERM",
+    "SIGSTKFLT",
+    "SIGCHLD",
+    "SIGCONT",
+    "SIGSTOP",
+    "SIGTSTP",
+    "SIGTTIN",
+    "SIGTTOU",
+    "SIGURG",
+    "SIGXCPU",
+    "SIGXFSZ",
+    "SIGVTALRM",
+    "SIGPROF",
+    "SIGWINCH",
+    "SIGIO",
+    "SIGPWR",
+    "SIGSYS",
+];
+
 /// The name of a signal of Linux, as Python spells it.
 pub fn signal_name(number: i32) -> Option<&'static str> {
-    const NAMES: [&str; 31] = [
-        "SIGHUP",
-        "SIGINT",
-        "SIGQUIT",
-        "SIGILL",
-        "SIGTRAP",
-        "SIGABRT",
-        "SIGBUS",
-        "SIGFPE",
-        "SIGKILL",
-        "SIGUSR1",
-        "SIGSEGV",
-        "SIGUSR2",
-        "SIGPIPE",
-        "SIGALRM",
-        "SIGTERM",
-        "SIGSTKFLT",
-        "SIGCHLD",
-        "SIGCONT",
-        "SIGSTOP",
-        "SIGTSTP",
-        "SIGTTIN",
-        "SIGTTOU",
-        "SIGURG",
-        "SIGXCPU",
-        "SIGXFSZ",
-        "SIGVTALRM",
-        "SIGPROF",
-        "SIGWINCH",
-        "SIGIO",
-        "SIGPWR",
-        "SIGSYS",
-    ];
-    NAMES
+    SIGNALS
         .get(usize::try_from(number).ok()?.checked_sub(1)?)
         .copied()
+}
+
+/// The number of the signal of this name, such as `SIGTERM`.
+pub fn signal_number(name: &str) -> Option<i32> {
+    let at = SIGNALS.iter().position(|signal| *signal == name)?;
+    Some(at as i32 + 1)
 }
 
 /// Why a process is gone while it ran a job.

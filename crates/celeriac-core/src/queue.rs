@@ -36,6 +36,9 @@ pub struct Queue {
     /// Arguments for the broker, such as `x-max-priority`.
     #[serde(default)]
     pub arguments: Map<String, Value>,
+    /// Arguments for the broker about a consumer, such as `x-priority`.
+    #[serde(default)]
+    pub consumer_arguments: Map<String, Value>,
     /// Seconds after which an unused queue is deleted.
     #[serde(default)]
     pub expires: Option<f64>,
@@ -61,6 +64,7 @@ impl Queue {
             no_ack: false,
             no_declare: false,
             arguments: Map::new(),
+            consumer_arguments: Map::new(),
             expires: None,
             name,
         }

@@ -3,10 +3,14 @@
 //! Not for: what is said over a connection (`celeriac-broker`), or when to connect again
 //! (`celeriac-worker`).
 
+#[cfg(feature = "tls")]
+pub mod tls;
 pub mod url;
 
 #[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(feature = "redis")]
+pub mod sentinel;
 
 pub use crate::url::ServerUrl;
 

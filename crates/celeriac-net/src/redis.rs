@@ -13,6 +13,7 @@ use redis::{
 use serde_json::Value;
 
 use crate::ServerUrl;
+use crate::sentinel::Sentinels;
 
 /// How long a command may take before the connection counts as dead. A closed connection is
 /// noticed at once; this is for one that died without a word (kombu: `health_check_interval`).
@@ -45,6 +46,11 @@ pub enum InvalidAddress {
     /// Only one of the client's certificate and key is given.
     #[error("ssl_certfile and ssl_keyfile belong together: one of them is missing")]
     HalfCertificate,
+    /// Sentinels are named, but not what they watch.
+    #[error(
+        "broker_transport_options: master_name is missing: the sentinels watch several masters"
+    )]
+    NoMasterName,
     /// TLS is asked of a build without it.
     #[error("this build of celeriac has no TLS (cargo feature `tls`)")]
     NoTls,
@@ -112,6 +118,53 @@ impl RedisAddress {
         })
     }
 
+    /// The same on another host.
+    #[must_use]
+    pub fn at(&self, host: &str, port: u16) -> Self {
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let address = match self.info.addr().clone() {
+            #[cfg(feature = "tls")]
+            ConnectionAddr::TcpTls {
+                insecure,
+                tls_params,
+                ..
+            } => ConnectionAddr::TcpTls {
+                host,
+                port,
+                insecure,
+                tls_params,
+            },
+            _ => ConnectionAddr::Tcp(host, port),
+        };
+        Self {
+            info: self.info.clone().set_addr(address),
+            ..self.clone()
+        }
+    }
+
+    /// The same as another user, on the first database.
+    #[must_use]
+    pub fn as_user(&self, username: Option<&str>, password: Option<&str>) -> Self {
+        let mut settings = RedisConnectionInfo::default();
+        if let Some(username) = username {
+            settings = settings.set_username(username);
+        }
+        if let Some(password) = password {
+            settings = settings.set_password(password);
+        }
+        Self {
+            info: self.info.clone().set_redis_settings(settings),
+            ..self.clone()
+        }
+    }
+
+    /// User, password and database.
+    #[cfg(test)]
+    pub(crate) fn login(&self) -> (Option<&str>, Option<&str>, i64) {
+        let settings = self.info.redis_settings();
+        (settings.username(), settings.password(), settings.db())
+    }
+
     /// Connects with RESP3, so that the server can push; `on_push` is given what it pushes.
     ///
     /// # Errors
@@ -157,6 +210,42 @@ impl RedisAddress {
             return Client::build_with_tls(info, certificates.clone());
         }
         Client::open(info)
+    }
+}
+
+/// A Redis server, or whoever knows where it is.
+#[derive(Debug, Clone)]
+pub enum RedisServer {
+    /// Always there.
+    At(RedisAddress),
+    /// The master that sentinels watch: asked for with each connection.
+    Watched(Sentinels),
+}
+
+impl RedisServer {
+    /// See [`RedisAddress::connect_with_pushes`].
+    ///
+    /// # Errors
+    /// Whatever the client library says.
+    pub async fn connect_with_pushes(
+        &self,
+        on_push: impl Fn(PushInfo) + Send + Sync + 'static,
+    ) -> Result<MultiplexedConnection, redis::RedisError> {
+        match self {
+            Self::At(address) => address.connect_with_pushes(on_push).await,
+            Self::Watched(sentinels) => sentinels.connect_with_pushes(on_push).await,
+        }
+    }
+
+    /// See [`RedisAddress::connect`].
+    ///
+    /// # Errors
+    /// Whatever the client library says.
+    pub async fn connect(&self) -> Result<MultiplexedConnection, redis::RedisError> {
+        match self {
+            Self::At(address) => address.connect().await,
+            Self::Watched(sentinels) => sentinels.connect().await,
+        }
     }
 }
 

@@ -34,10 +34,10 @@ impl ServerUrl {
     /// # Errors
     /// When it is no URL.
     pub fn parse(text: &str) -> Result<Self, InvalidUrl> {
-        // A socket's URL may name a password and no host, which the URL standard does not know.
-        let hostless = text.replacen("@/", "@socket/", 1);
-        let is_hostless = hostless != text && text.contains("+socket://");
-        let url = Url::parse(if is_hostless { &hostless } else { text })
+        // A socket's URL may name a user and no host, which the URL standard does not know.
+        let hostless = with_host(text);
+        let is_hostless = hostless.is_some();
+        let url = Url::parse(hostless.as_deref().unwrap_or(text))
             .map_err(|error| InvalidUrl::Syntax(error.to_string()))?;
         let decode = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         Ok(Self {
@@ -98,6 +98,14 @@ impl ServerUrl {
     }
 }
 
+/// The URL with a host, if it names a user and none: `scheme://user@/path`.
+fn with_host(text: &str) -> Option<String> {
+    let (scheme, rest) = text.split_once("://")?;
+    let (user, path) = rest.split_at(rest.find(['/', '?', '#'])?);
+    user.ends_with('@')
+        .then(|| format!("{scheme}://{user}socket{path}"))
+}
+
 impl fmt::Display for ServerUrl {
     /// kombu's `as_uri`: the password as `**`, whether there is one or not.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -144,6 +152,12 @@ mod tests {
         assert_eq!(
             (url.host(), url.password(), url.path()),
             (None, Some("pw"), "/tmp/x.sock")
+        );
+
+        let url = ServerUrl::parse("sqla+postgresql://me@/db?host=/run/pg").unwrap();
+        assert_eq!(
+            (url.host(), url.username(), url.path(), url.query("host")),
+            (None, Some("me"), "/db", Some("/run/pg"))
         );
     }
 

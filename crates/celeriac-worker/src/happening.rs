@@ -40,6 +40,8 @@ pub enum Happening<'h> {
     TaskDiscarded {
         /// The task.
         request: &'h Request,
+        /// The stamp for which it is revoked, if that is why.
+        stamp: Option<&'h str>,
     },
     /// A process runs a task.
     TaskAccepted {
@@ -90,6 +92,18 @@ pub enum Happening<'h> {
         /// The task.
         request: &'h Request,
     },
+    /// A message came again whose task runs here: it goes on.
+    Adopted {
+        /// The task.
+        request: &'h Request,
+    },
+    /// A message came again whose task is done.
+    AlreadyDone {
+        /// The task's name.
+        task: &'h str,
+        /// The task's id.
+        id: &'h str,
+    },
     /// Bytes came that are no message.
     Undecodable {
         /// What is wrong.
@@ -131,6 +145,11 @@ pub enum Happening<'h> {
         error: &'h str,
         /// What is done about it.
         next: &'h str,
+    },
+    /// A further queue is consumed.
+    StartedConsuming {
+        /// Its name.
+        queue: &'h str,
     },
     /// The connection to the broker is lost.
     ConnectionLost {
@@ -182,6 +201,15 @@ pub enum Happening<'h> {
         /// How long, in seconds.
         seconds: f64,
     },
+    /// Remote control did something, or could not.
+    Remote {
+        /// How important it is.
+        level: Level,
+        /// The logger that Celery uses for it.
+        logger: &'static str,
+        /// What happened.
+        text: &'h str,
+    },
     /// Something the operator should know about the app or its options.
     Notice {
         /// What.
@@ -193,10 +221,14 @@ impl Happening<'_> {
     /// How important it is.
     pub fn level(&self) -> Level {
         match self {
+            Self::Remote { level, .. } => *level,
             Self::TaskAccepted { .. } => Level::Debug,
             Self::TaskReceived { .. }
             | Self::TaskDiscarded { .. }
+            | Self::Adopted { .. }
+            | Self::AlreadyDone { .. }
             | Self::Connected { .. }
+            | Self::StartedConsuming { .. }
             | Self::Ready { .. }
             | Self::ScalingUp { .. }
             | Self::ScalingDown { .. } => Level::Info,
@@ -243,14 +275,15 @@ impl Happening<'_> {
     fn request(&self) -> Option<&Request> {
         match self {
             Self::TaskReceived { request, .. }
-            | Self::TaskDiscarded { request }
+            | Self::TaskDiscarded { request, .. }
             | Self::TaskAccepted { request, .. }
             | Self::SoftTimeLimit { request, .. }
             | Self::HardTimeLimitRequeued { request, .. }
             | Self::SucceededBeforeLoss { request, .. }
             | Self::LostAndRequeued { request, .. }
             | Self::HookFailed { request, .. }
-            | Self::LeaseLost { request } => Some(request),
+            | Self::LeaseLost { request }
+            | Self::Adopted { request } => Some(request),
             _ => None,
         }
     }
@@ -265,12 +298,15 @@ impl Happening<'_> {
             | Self::SucceededBeforeLoss { .. }
             | Self::LostAndRequeued { .. }
             | Self::HookFailed { .. }
-            | Self::LeaseLost { .. } => REQUEST,
+            | Self::LeaseLost { .. }
+            | Self::Adopted { .. }
+            | Self::AlreadyDone { .. } => REQUEST,
             Self::Undecodable { .. }
             | Self::UnknownMessage { .. }
             | Self::UnknownTask { .. }
             | Self::InvalidTask { .. }
             | Self::CannotConnect { .. }
+            | Self::StartedConsuming { .. }
             | Self::ConnectionLost { .. }
             | Self::GaveUp { .. } => CONSUMER,
             Self::Connected { .. } => CONNECTION,
@@ -278,14 +314,18 @@ impl Happening<'_> {
             Self::ScalingUp { .. } | Self::ScalingDown { .. } => AUTOSCALE,
             Self::ProcessDied { .. } | Self::TooMuchMemory { .. } => POOL,
             Self::SoftShutdown { .. } | Self::Notice { .. } => WORKER,
+            Self::Remote { logger, .. } => logger,
         }
     }
 
     fn message(&self) -> String {
         match self {
             Self::TaskReceived { request, format } => received(request, format),
-            Self::TaskDiscarded { request } => {
-                format!("Discarding revoked task: {}", request.label())
+            Self::TaskDiscarded { request, stamp } => {
+                let by = stamp.map_or_else(String::new, |stamp| {
+                    format!(" (revoked by header: {stamp})")
+                });
+                format!("Discarding revoked task: {}{by}", request.label())
             }
             Self::TaskAccepted { request, pid } => {
                 format!("Task accepted: {} pid:{pid}", request.label())
@@ -322,6 +362,13 @@ impl Happening<'_> {
                 "The message of task {} was given to another worker: this one gave no sign of \
                  life for too long",
                 request.label()
+            ),
+            Self::Adopted { request } => format!(
+                "Task {} goes on: its message came again after its connection was lost",
+                request.label()
+            ),
+            Self::AlreadyDone { task, id } => format!(
+                "Task {task}[{id}] is done: its message came again because its connection was lost"
             ),
             Self::Undecodable {
                 reason,
@@ -370,6 +417,7 @@ impl Happening<'_> {
             Self::CannotConnect { url, error, next } => {
                 format!("consumer: Cannot connect to {url}: {error}.\n{next}\n")
             }
+            Self::StartedConsuming { queue } => format!("Started consuming from {queue}"),
             Self::ConnectionLost { error } => format!(
                 "consumer: Connection to broker lost. \
                  Trying to re-establish the connection... ({error})"
@@ -395,7 +443,7 @@ impl Happening<'_> {
             Self::SoftShutdown { seconds } => {
                 format!("Initiating Soft Shutdown, terminating in {seconds:?} seconds")
             }
-            Self::Notice { text } => (*text).to_owned(),
+            Self::Notice { text } | Self::Remote { text, .. } => (*text).to_owned(),
         }
     }
 }

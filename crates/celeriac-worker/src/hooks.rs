@@ -91,10 +91,93 @@ pub enum HookCall {
     TaskRevoked {
         /// The message.
         message: Arc<Message>,
-        /// `revoked` or `expired`.
+        /// `revoked`, `expired` or `terminated`.
         reason: &'static str,
+        /// Whether its process was sent a signal.
+        terminated: bool,
+        /// That signal.
+        signum: Option<i32>,
         /// Whether it was its time that ran out.
         expired: bool,
+    },
+    /// Carry out a command that Rust leaves to Python; for the answer see
+    /// `celeriac.host.control.Control.command`.
+    ControlCommand {
+        /// Its name.
+        method: String,
+        /// Its arguments.
+        arguments: serde_json::Map<String, Value>,
+        /// The worker's logical clock.
+        clock: u64,
+    },
+    /// Open a command that is not plain JSON; answers with it.
+    ControlOpen(Arc<Message>),
+    /// Write a reply with the app's serializer.
+    EncodeReply(Value),
+    /// Write an event, or a list of them, with the app's serializer for events.
+    EncodeEvent(Value),
+    /// Store that tasks are revoked, unless they have begun elsewhere or have a result.
+    MarkRevoked {
+        /// Their ids.
+        ids: Vec<String>,
+        /// Names of those of them that this worker holds, by id.
+        names: serde_json::Map<String, Value>,
+    },
+    /// These are revoked: code in main may ask, and it is kept where that is configured.
+    AddRevoked {
+        /// Ids of tasks.
+        ids: Vec<String>,
+        /// Lists of values by the names of stamped headers.
+        headers: serde_json::Map<String, Value>,
+    },
+    /// Answers with what is revoked by a store that all workers share: `ids` and `headers`, or null.
+    LoadRevoked,
+    /// Keep this in that store.
+    KeepRevoked {
+        /// Ids of tasks.
+        ids: Vec<String>,
+        /// Lists of values by the names of stamped headers.
+        headers: serde_json::Map<String, Value>,
+    },
+    /// Make a queue of the arguments of `add_consumer`; answers with its description.
+    SelectQueue {
+        /// The queue's name.
+        queue: String,
+        /// Its exchange.
+        exchange: Option<String>,
+        /// The type of its exchange.
+        exchange_type: Option<String>,
+        /// The key of its binding.
+        routing_key: Option<String>,
+        /// Whatever else was given.
+        options: serde_json::Map<String, Value>,
+    },
+    /// A queue is consumed no more.
+    DeselectQueue {
+        /// Its name.
+        queue: String,
+    },
+    /// From now on events about tasks are sent, or not.
+    SetEventGroups {
+        /// Whether they are.
+        all: bool,
+    },
+    /// The pool has been given another size.
+    SetPoolSize {
+        /// The number of processes.
+        limit: usize,
+    },
+    /// Attributes of a task have been changed.
+    SetTaskAttributes {
+        /// The task's name.
+        task: String,
+        /// The attributes.
+        attributes: serde_json::Map<String, Value>,
+    },
+    /// Send the task that this worker was elected for.
+    CallTask {
+        /// Its signature.
+        action: Value,
     },
     /// Answers whether the task's success is stored already.
     SuccessWasStored(Arc<Message>),
@@ -135,8 +218,6 @@ pub enum HookCall {
     Rejected {
         /// The message.
         message: Arc<Message>,
-        /// Whether it is to run again.
-        requeue: bool,
         /// The exception.
         failure: Failure,
     },

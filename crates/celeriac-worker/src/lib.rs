@@ -9,7 +9,9 @@
 pub mod admit;
 pub mod autoscale;
 pub mod complete;
+pub mod control;
 pub mod core;
+pub mod events;
 pub mod happening;
 pub mod hooks;
 pub mod receive;

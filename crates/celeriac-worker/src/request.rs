@@ -28,6 +28,19 @@ pub struct Request {
     pub stage: Stage,
     /// Whether the broker was told what becomes of the message.
     pub is_settled: bool,
+    /// Whether its connection is lost: the broker delivers its message again.
+    pub is_lost: bool,
+    /// Whether it was revoked while it ran, and its process sent a signal.
+    pub terminated: Option<Terminated>,
+}
+
+/// A task that was revoked while it ran.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Terminated {
+    /// Whether this is stored: before, its message must not be settled.
+    pub is_stored: bool,
+    /// Whether its process is gone without another outcome: only then this is its end.
+    pub is_gone: bool,
 }
 
 /// Where a request stands.
@@ -61,6 +74,11 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// Whether a process runs it, which a signal may end.
+    pub fn is_running(self) -> bool {
+        matches!(self, Self::Running { .. })
+    }
+
     /// Whether the request is still in the worker's own hands.
     pub fn is_waiting(self) -> bool {
         matches!(self, Self::Held | Self::Throttled | Self::Ready { .. })
@@ -78,18 +96,23 @@ impl Request {
         self.head.ignore_result.unwrap_or(self.task.ignore_result)
     }
 
-    /// What to tell the broker; `None` when it was told before.
+    /// What to tell the broker; `None` when it was told before, or can't be told.
     pub fn settle(&mut self, fate: Fate) -> Option<Settlement> {
         let first = !std::mem::replace(&mut self.is_settled, true);
-        first.then_some(Settlement {
+        (first && !self.is_lost).then_some(Settlement {
             tag: self.tag,
             fate,
         })
     }
 
-    /// The job for the pool.
-    pub fn job(&self, hostname: &str, defaults: TimeLimits) -> Job {
+    /// The limits on its run time: the call's, the task's, then the worker's.
+    pub fn time_limits(&self, defaults: TimeLimits) -> TimeLimits {
         let own = self.head.time_limits.or(self.task.time_limits());
+        own.or(defaults)
+    }
+
+    /// The job for the pool; `is_told` when monitors are told of its end.
+    pub fn job(&self, hostname: &str, defaults: TimeLimits, is_told: bool) -> Job {
         Job {
             key: self.key,
             task: self.head.task.clone(),
@@ -97,8 +120,8 @@ impl Request {
             body: self.message.body.clone(),
             content_type: self.message.content_type.clone(),
             content_encoding: self.message.content_encoding.clone(),
-            time_limits: own.or(defaults),
-            wants_result: self.task.overrides("on_success"),
+            time_limits: self.time_limits(defaults),
+            wants_result: is_told || self.task.overrides("on_success"),
             wants_exception: self.task.overrides("on_failure") || self.task.overrides("on_retry"),
         }
     }

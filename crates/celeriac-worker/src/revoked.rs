@@ -1,9 +1,14 @@
-//! The ids of revoked tasks.
+//! What is revoked: ids of tasks, and stamps.
 //!
-//! Celery's counterpart: `celery.worker.state.revoked`, a `LimitedSet`.
+//! Celery's counterparts: `celery.worker.state.revoked`, a `LimitedSet`, and `revoked_stamps`.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
+
+use celeriac_protocol::Head;
+use serde_json::{Map, Value};
+
+use crate::control::python;
 
 /// A set that forgets what is old when it is full.
 ///
@@ -15,7 +20,12 @@ pub struct Revoked {
     lifetime: Duration,
     added: HashMap<String, Duration>,
     order: VecDeque<(Duration, String)>,
+    /// Values by the names of stamped headers; they are never forgotten, as in Celery.
+    stamps: Map<String, Value>,
 }
+
+/// How many values of a stamped header are kept; those before are forgotten.
+const STAMPS: usize = 50_000;
 
 impl Revoked {
     /// At most `bound` ids; when there are more, those older than `lifetime` go, and then the
@@ -26,6 +36,7 @@ impl Revoked {
             lifetime,
             added: HashMap::new(),
             order: VecDeque::new(),
+            stamps: Map::new(),
         }
     }
 
@@ -61,6 +72,42 @@ impl Revoked {
         }
     }
 
+    /// Adds values of a stamped header.
+    pub fn insert_stamps(&mut self, name: &str, stamps: &[Value]) {
+        let known = self
+            .stamps
+            .entry(name)
+            .or_insert_with(|| Value::Array(Vec::new()));
+        if let Value::Array(known) = known {
+            for stamp in stamps {
+                if !known.contains(stamp) {
+                    known.push(stamp.clone());
+                }
+            }
+            let surplus = known.len().saturating_sub(STAMPS);
+            known.drain(..surplus);
+        }
+    }
+
+    /// All revoked stamps.
+    pub fn stamps(&self) -> &Map<String, Value> {
+        &self.stamps
+    }
+
+    /// The stamp for which a task is revoked, as a log line shows it.
+    pub fn revoking_stamp(&self, head: &Head) -> Option<String> {
+        if self.stamps.is_empty() || head.stamped_headers.is_none() {
+            return None;
+        }
+        let stamps = Stamps::of(head);
+        let (name, stamp) = self
+            .stamps
+            .iter()
+            .find_map(|(name, revoked)| Some((name, stamps.matching(name, revoked).pop()?)))?;
+        let (name, stamp) = (python::quoted(name), python::repr(&stamp));
+        Some(format!("{{{name}: {stamp}}}"))
+    }
+
     /// Whether an id was added.
     pub fn contains(&self, id: &str) -> bool {
         self.added.contains_key(id)
@@ -77,9 +124,95 @@ impl Revoked {
     }
 }
 
+/// The stamps of a task: those that its stamped headers name.
+#[derive(Debug, Default)]
+pub struct Stamps(Map<String, Value>);
+
+impl Stamps {
+    /// Those in the head of a message.
+    pub fn of(head: &Head) -> Self {
+        let parse = |text: &Option<bytestring::ByteString>| {
+            text.as_deref()
+                .and_then(|text| serde_json::from_str::<Value>(text).ok())
+        };
+        let names = parse(&head.stamped_headers);
+        let Some(Value::Object(stamps)) = parse(&head.stamps) else {
+            return Self::default();
+        };
+        let is_named = |name: &str| {
+            let names = names.as_ref().and_then(Value::as_array);
+            names.is_some_and(|names| names.iter().any(|named| named == name))
+        };
+        Self(
+            stamps
+                .into_iter()
+                .filter(|(name, _)| is_named(name))
+                .collect(),
+        )
+    }
+
+    /// The values of a header that are among those wanted.
+    pub fn matching(&self, name: &str, wanted: &Value) -> Vec<Value> {
+        let wanted = values(wanted);
+        let own = self.0.get(name).map(values).unwrap_or_default();
+        own.iter()
+            .filter(|stamp| wanted.contains(stamp))
+            .cloned()
+            .collect()
+    }
+}
+
+/// The ids in a list of them; what is no text is none.
+pub fn ids(list: Option<&Value>) -> Vec<String> {
+    let list = list.and_then(Value::as_array);
+    list.into_iter()
+        .flatten()
+        .filter_map(|id| id.as_str().map(str::to_owned))
+        .collect()
+}
+
+/// A value as a list: itself if it is one (`maybe_list`).
+pub fn values(value: &Value) -> &[Value] {
+    match value {
+        Value::Array(values) => values,
+        Value::Null => &[],
+        value => std::slice::from_ref(value),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use celeriac_protocol::json::Object;
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn stamps_revoke_the_tasks_that_bear_them() {
+        let head = |stamps: Value, named: Value| {
+            let headers = json!({"task": "t", "id": "1", "stamps": stamps,
+                                 "stamped_headers": named});
+            Head::from_headers(&Object::parse(&headers.to_string()).unwrap())
+                .unwrap()
+                .unwrap()
+        };
+        let mut revoked = Revoked::with_celerys_bounds();
+        let one = head(json!({"st": "a"}), json!(["st"]));
+        assert_eq!(revoked.revoking_stamp(&one), None);
+        revoked.insert_stamps("st", &[json!("a"), json!("b")]);
+        for (task, shown) in [
+            (one, Some("{'st': 'a'}")),
+            (
+                head(json!({"st": ["x", "b"]}), json!(["st"])),
+                Some("{'st': 'b'}"),
+            ),
+            (head(json!({"st": "x"}), json!(["st"])), None),
+            (head(json!({"st": "a"}), json!([])), None),
+            (head(json!({"other": "a"}), json!(["other"])), None),
+        ] {
+            assert_eq!(revoked.revoking_stamp(&task).as_deref(), shown);
+        }
+    }
 
     #[test]
     fn the_oldest_are_forgotten_first() {

@@ -5,7 +5,7 @@
 /// Signals that a worker reacts to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGTERM, and the control command `shutdown`.
+    /// SIGTERM.
     Terminate,
     /// SIGINT, Ctrl+C.
     Interrupt,
@@ -13,6 +13,8 @@ pub enum Signal {
     Quit,
     /// SIGHUP of a worker without a terminal.
     Hangup,
+    /// The control command `shutdown`.
+    Remote,
 }
 
 impl Signal {
@@ -22,6 +24,7 @@ impl Signal {
             Self::Interrupt => "SIGINT",
             Self::Quit => "SIGQUIT",
             Self::Hangup => "SIGHUP",
+            Self::Remote => "shutdown",
         }
     }
 }
@@ -100,6 +103,11 @@ impl Shutdown {
         self.exit_status
     }
 
+    /// The app asks for another status.
+    pub fn exit_with(&mut self, status: i32) {
+        self.exit_status = status;
+    }
+
     /// Whether the worker is to begin anew when it is done.
     pub fn restarts(&self) -> bool {
         self.restarts
@@ -144,7 +152,8 @@ impl Shutdown {
             Signal::Hangup => self.restarts = true,
             _ => {}
         }
-        if signal != Signal::Hangup {
+        // Celery says nothing of the others.
+        if !matches!(signal, Signal::Hangup | Signal::Remote) {
             orders.push(Order::Print(WARM));
             orders.push(Order::Announce {
                 sig: signal.name(),

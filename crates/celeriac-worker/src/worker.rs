@@ -4,21 +4,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use celeriac_core::broker::Settlement;
+use celeriac_core::bus::Kind;
 use celeriac_core::clock::{Clock, Now};
-use celeriac_core::journal::Journal;
+use celeriac_core::journal::{Journal, Level};
 use celeriac_core::pool::{Pool, PoolEvent};
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use serde_json::{Map, Value};
 use tokio::sync::mpsc;
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::autoscale::Scale;
+use crate::control::bus;
 use crate::core::{self, Core, Effect, HookToken};
 use crate::happening::Happening;
 use crate::hooks::{Answer, Blueprint, HookCall, Hooks};
 use crate::receive::consumer::{self, Event, Handle};
 use crate::shutdown::{Phase, Signal};
+
+/// How long leaving the bus may take.
+const LEAVING_BUS: Duration = Duration::from_secs(3);
 
 /// What a worker is made of.
 pub struct Parts {
@@ -26,10 +32,14 @@ pub struct Parts {
     pub options: core::Options,
     /// What it consumes from.
     pub consumer: consumer::Options,
+    /// What remote control and events go over.
+    pub bus: bus::Options,
     /// What runs its tasks.
     pub pool: Box<dyn Pool>,
     /// What runs the app's hooks.
     pub hooks: Arc<dyn Hooks>,
+    /// What the app asks of the worker: commands of the remote control and their arguments.
+    pub asked: mpsc::Receiver<(String, Map<String, Value>)>,
     /// Writes down what happens.
     pub journal: Arc<dyn Journal>,
     /// The time.
@@ -42,12 +52,25 @@ pub struct Parts {
     pub revoked: Vec<String>,
     /// Whether revoked ids are to be kept.
     pub keeps_state: bool,
-    /// How often `heartbeat_sent` is to be sent; `None` when nobody listens.
+    /// How often monitors are told that the worker lives; `None` for never.
     pub heartbeat: Option<Duration>,
+    /// Whether `heartbeat_sent` has receivers.
+    pub signals_heartbeat: bool,
+    /// What the worker uses of the machine.
+    pub meter: Box<dyn Meter>,
     /// Whether the app has worker steps of its own.
     pub has_worker_steps: bool,
     /// Whether the app has consumer steps of its own.
     pub has_consumer_steps: bool,
+}
+
+/// Tells what is used of the machine.
+pub trait Meter: Send {
+    /// The load averages of the last 1, 5 and 15 minutes.
+    fn loadavg(&self) -> [f64; 3];
+
+    /// What this process has used, by the names of Python's `resource.getrusage`.
+    fn rusage(&self) -> Map<String, Value>;
 }
 
 /// What an operator sends to a worker.
@@ -73,8 +96,12 @@ pub struct End {
 /// How far the start has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Start {
-    /// Waiting for the broker and for the first process of the pool.
-    Waiting { is_connected: bool, is_up: bool },
+    /// Waiting for the broker, for the bus, and for the first process of the pool.
+    Waiting {
+        is_connected: bool,
+        is_heard: bool,
+        is_up: bool,
+    },
     /// The app's consumer steps are starting.
     Steps,
     /// Receivers of `worker_ready` are called.
@@ -110,18 +137,22 @@ pub struct Worker {
     core: Core,
     pool: Box<dyn Pool>,
     consumer: Handle,
+    bus: bus::Handle,
+    meter: Box<dyn Meter>,
     hooks: Arc<dyn Hooks>,
     journal: Arc<dyn Journal>,
     clock: Arc<dyn Clock>,
     orders: mpsc::Receiver<OperatorSignal>,
+    asked: mpsc::Receiver<(String, Map<String, Value>)>,
     console: Box<dyn Fn(&str) + Send>,
     answers: FuturesUnordered<BoxFuture<'static, Answered>>,
     settlements: Vec<Settlement>,
     start: Start,
     hostname: String,
-    /// Ticks from the start of the consumer until the shutdown.
+    /// Ticks from the start of the consumer until the worker leaves.
     heartbeat: Option<Interval>,
     heartbeat_interval: Option<Duration>,
+    signals_heartbeat: bool,
     has_consumer_steps: bool,
     keeps_state: bool,
     steps: Steps,
@@ -159,20 +190,25 @@ impl Worker {
                 now,
             ),
             consumer: Handle::start(parts.consumer, Arc::clone(&parts.journal)),
+            bus: bus::Handle::start(parts.bus),
+            meter: parts.meter,
             pool: parts.pool,
             hooks: parts.hooks,
             journal: parts.journal,
             clock: parts.clock,
             orders: parts.orders,
+            asked: parts.asked,
             console: parts.console,
             answers: FuturesUnordered::new(),
             settlements: Vec::new(),
             start: Start::Waiting {
                 is_connected: false,
+                is_heard: false,
                 is_up: false,
             },
             heartbeat: None,
             heartbeat_interval: parts.heartbeat,
+            signals_heartbeat: parts.signals_heartbeat,
             has_consumer_steps: parts.has_consumer_steps,
             keeps_state: parts.keeps_state,
             steps: Steps::Started,
@@ -227,12 +263,88 @@ impl Worker {
             Some(order) = self.orders.recv() => self.operator_said(order),
             Some((asked, answer)) = self.answers.next() => self.answered(asked, answer),
             events = self.pool.next() => self.pool_told(events),
+            Some((command, arguments)) = self.asked.recv() => {
+                let now = self.now();
+                self.core.asked(&command, arguments, now);
+                // Tasks may be free to begin now.
+                self.core.tick(self.pool.free(), now);
+            }
+            Some(event) = self.bus.next() => self.bus_told(event),
             Some(event) = self.consumer.next() => self.consumer_told(event),
-            () = next_beat(&mut self.heartbeat) => self.hooks.tell(HookCall::HeartbeatSent),
+            () = next_beat(&mut self.heartbeat) => self.beat("worker-heartbeat"),
             () = sleep(tick.unwrap_or(Duration::MAX)), if tick.is_some() => {
                 let now = self.now();
                 self.core.tick(self.pool.free(), now);
             }
+        }
+        self.go_on_starting();
+    }
+
+    /// Tells monitors and the app that the worker lives.
+    fn beat(&mut self, kind: &str) {
+        let now = self.now();
+        self.core.beat(kind, self.meter.loadavg(), now);
+        // As in Celery, the app hears of none once a shutdown has begun.
+        if self.signals_heartbeat && self.core.shutdown().phase() == Phase::Running {
+            self.hooks.tell(HookCall::HeartbeatSent);
+        }
+    }
+
+    fn bus_told(&mut self, event: bus::Event) {
+        let now = self.now();
+        match event {
+            bus::Event::Opened { reply_key, notice } => {
+                if let Some(notice) = notice {
+                    self.notice(&notice);
+                }
+                if self.heartbeat.is_some() {
+                    self.beat("worker-online");
+                }
+                self.core.bus_opened(&reply_key, now);
+                self.core.load_revokes(now);
+                self.bus_is_heard();
+            }
+            bus::Event::Failed(error) => {
+                let error = error.in_full();
+                self.notice(&format!(
+                    "Remote control and events are not available, and are tried again: {error}"
+                ));
+                self.bus_is_heard();
+            }
+            bus::Event::Unavailable => self.bus_is_heard(),
+            bus::Event::Reached(mailboxes) => self.core.bus_reached(mailboxes, now),
+            bus::Event::Heard(heard) => {
+                if heard.kind == Kind::Command {
+                    let (processes, rusage) = (self.pool.processes(), self.meter.rusage());
+                    self.core.observed(processes, rusage);
+                }
+                self.core.heard(*heard, now);
+                // Tasks may be free to begin now.
+                self.core.tick(self.pool.free(), now);
+            }
+            bus::Event::Lost(error) => {
+                tracing::debug!(%error, "the bus is lost");
+                self.core.bus_lost();
+            }
+        }
+    }
+
+    /// There is a bus, or there will be none for now: the start need not wait for it.
+    fn bus_is_heard(&mut self) {
+        let now = self.now();
+        if let Start::Waiting { is_heard, .. } = &mut self.start
+            && !std::mem::replace(is_heard, true)
+            && !self.core.catches_up()
+        {
+            // Without a bus nothing is revoked in between.
+            self.core.load_revokes(now);
+        }
+    }
+
+    fn notice(&self, text: &str) {
+        let happening = Happening::Notice { text };
+        if self.journal.writes(Level::Warning) {
+            self.journal.write(happening.record());
         }
     }
 
@@ -265,11 +377,8 @@ impl Worker {
         for event in &events {
             match event {
                 PoolEvent::Up { .. } => {
-                    if let Start::Waiting { is_connected, .. } = self.start {
-                        self.start = Start::Waiting {
-                            is_connected,
-                            is_up: true,
-                        };
+                    if let Start::Waiting { is_up, .. } = &mut self.start {
+                        *is_up = true;
                     }
                 }
                 PoolEvent::CannotStart { reason } => {
@@ -281,22 +390,19 @@ impl Worker {
         let (free, now) = (self.pool.free(), self.now());
         self.core.pool_told(events, free, now);
         self.core.pool_resized(self.pool.size());
-        self.go_on_starting();
     }
 
     fn consumer_told(&mut self, event: Event) {
         match event {
-            Event::Connected => {
+            Event::Connected(broker) => {
                 self.is_connected = true;
-                match self.start {
-                    Start::Waiting { is_up, .. } => {
-                        self.start = Start::Waiting {
-                            is_connected: true,
-                            is_up,
-                        };
-                        self.go_on_starting();
+                self.bus.follow(broker);
+                match &mut self.start {
+                    Start::Waiting { is_connected, .. } => *is_connected = true,
+                    Start::Ready => {
+                        let now = self.now();
+                        self.core.connected(now);
                     }
-                    Start::Ready => self.core.connected(),
                     Start::Steps | Start::Announced | Start::Failed => {}
                 }
             }
@@ -324,12 +430,13 @@ impl Worker {
     fn go_on_starting(&mut self) {
         let Start::Waiting {
             is_connected: true,
+            is_heard: true,
             is_up,
         } = self.start
         else {
             return;
         };
-        if !is_up && self.pool.size() > 0 {
+        if self.core.catches_up() || !is_up && self.pool.size() > 0 {
             return;
         }
         // As in Celery, the first beat comes before the app's steps start.
@@ -337,7 +444,7 @@ impl Worker {
         if let Some(heartbeat) = &mut self.heartbeat {
             heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
             heartbeat.reset();
-            self.hooks.tell(HookCall::HeartbeatSent);
+            self.beat("worker-online");
         }
         if self.has_consumer_steps {
             self.start = Start::Steps;
@@ -372,7 +479,8 @@ impl Worker {
             .record(),
         );
         if self.is_connected {
-            self.core.connected();
+            let now = self.now();
+            self.core.connected(now);
         }
     }
 
@@ -399,9 +507,18 @@ impl Worker {
                         Scale::Up(processes) => self.pool.size() + processes,
                         Scale::Down(processes) => self.pool.size().saturating_sub(processes),
                     };
-                    let size = self.pool.resize(size);
-                    self.core.pool_resized(size);
+                    self.pool.resize(size);
+                    self.pool_is_resized();
                 }
+                Effect::Shrink(processes) => {
+                    self.pool.shrink(processes);
+                    self.pool_is_resized();
+                }
+                Effect::RestartPool => self.pool.restart(),
+                Effect::AddQueue(queue) => self.consumer.add_queue(queue),
+                Effect::CancelQueue(queue) => self.consumer.cancel_queue(queue),
+                Effect::Broadcast(command) => self.bus.broadcast(command),
+                Effect::Send(outgoing) => self.bus.send(vec![outgoing]),
                 Effect::ClosePool => self.pool.close(),
                 Effect::KillPool => self.pool.kill(),
                 Effect::Call(token, call) => {
@@ -414,9 +531,20 @@ impl Worker {
                 Effect::ExitNow(status) => self.exits_at_once = Some(status),
             }
         }
+        let outgoing = self.core.take_outgoing();
+        if !outgoing.is_empty() {
+            self.bus.send(outgoing);
+        }
         self.end_steps();
         let want = self.core.want(self.pool.free());
         self.consumer.exchange(&mut self.settlements, want);
+    }
+
+    /// Tells the core and main how many processes the pool is to have now.
+    fn pool_is_resized(&mut self) {
+        let limit = self.pool.size();
+        self.core.pool_resized(limit);
+        self.hooks.tell(HookCall::SetPoolSize { limit });
     }
 
     /// Has the app's own steps end as far as the shutdown has come.
@@ -424,7 +552,6 @@ impl Worker {
         let phase = self.core.shutdown().phase();
         if phase != Phase::Running && self.steps == Steps::Started {
             self.steps = Steps::Closed;
-            self.heartbeat = None;
             self.hooks.tell(HookCall::CloseSteps);
         }
         let terminate = phase == Phase::Cold;
@@ -436,6 +563,11 @@ impl Worker {
 
     /// Leaves the broker, and has the app say goodbye.
     async fn leave(&mut self) {
+        if self.heartbeat.is_some() {
+            self.beat("worker-offline");
+            self.act();
+        }
+        self.bus.stop();
         self.consumer.stop();
         while let Some(event) = self.consumer.next().await {
             if matches!(event, Event::Closed) {
@@ -444,6 +576,8 @@ impl Worker {
             self.consumer_told(event);
             self.act();
         }
+        let leaving = async { while self.bus.next().await.is_some() {} };
+        drop(timeout(LEAVING_BUS, leaving).await);
         if self.keeps_state {
             let revoked = self.core.revoked_ids();
             let saved = self.hooks.call(HookCall::SaveState { revoked });

@@ -1,5 +1,6 @@
 # What the interpreter runs first; the binary sends it through the control channel.
 # It takes the host's modules from the control channel, makes them importable and begins.
+# Where the interpreter is to be Celery's own program, only the class is used: see `client`.
 from __future__ import annotations
 
 import os
@@ -63,4 +64,5 @@ def begin() -> None:
     run(control, zygote, start)
 
 
-begin()
+if __name__ == "__main__":
+    begin()

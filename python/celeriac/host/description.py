@@ -12,17 +12,26 @@ import sys
 import threading
 from typing import Any
 
+from celeriac.host import queues, remote
 from celeriac.host import worker as hosted
 from celeriac.host.errors import StartError
 from celeriac.host.options import umask
+from celeriac.host.plain import json_safe
 
 #: Settings that the parent reads under their own names.
 SETTINGS = (
+    "broker_channel_error_retry",
     "broker_connection_max_retries",
     "broker_connection_retry",
     "broker_connection_retry_on_startup",
     "broker_connection_timeout",
+    "broker_heartbeat",
+    "broker_native_delayed_delivery_queue_type",
+    "event_serializer",
+    "task_send_sent_event",
     "worker_cancel_long_running_tasks_on_connection_loss",
+    "worker_deduplicate_successful_tasks",
+    "worker_detect_quorum_queues",
     "worker_enable_soft_shutdown_on_idle",
     "worker_eta_task_limit",
     "worker_proc_alive_timeout",
@@ -71,19 +80,21 @@ def describe(worker: Any) -> dict[str, Any]:
         "worker": _worker(worker),
         "daemon": _daemon(worker),
         "broker": _broker(app, worker),
+        "bus": remote.bus(app),
+        "remote": remote.remote(worker),
         "result_backend": app.backend.as_uri(),
         "accept_content": sorted(prepare_accept_content(conf.accept_content)),
-        "queues": [_queue(queue) for queue in app.amqp.queues.consume_from.values()],
+        "queues": [queues.describe(queue) for queue in app.amqp.queues.consume_from.values()],
         "tasks": {name: _task(task, warnings) for name, task in app.tasks.items()},
         "signals": [name for name in SIGNALS if getattr(_celery_signals(), name).receivers],
-        "settings": {name: conf.get(name) for name in SETTINGS},
+        "settings": {name: json_safe(conf.get(name)) for name in SETTINGS},
         "logging": _logging(worker),
         "revoked": _revoked(worker),
         "threads": [
             thread.name for thread in threading.enumerate() if thread is not threading.main_thread()
         ],
         "has_worker_steps": bool(app.steps["worker"]),
-        "has_consumer_steps": bool(hosted.user_consumer_steps(app)[0]),
+        "has_consumer_steps": bool(app.steps["consumer"]),
         "warnings": warnings + _warnings(worker),
     }
 
@@ -138,53 +149,26 @@ def _broker(app: Any, worker: Any) -> dict[str, Any]:
     strategy = connection.failover_strategy
     options = dict(connection.transport_options or {})
     ssl = connection.ssl
+    driver = connection.transport.driver_type
     return {
         "urls": urls,
         "display": connection.as_uri(),
+        "driver": driver,
+        "has_quorum_queues": _has_quorum_queues(app, driver),
         "failover_strategy": strategy if isinstance(strategy, str) else "round-robin",
-        "transport_options": _json_safe(options),
-        "ssl": _json_safe(ssl) if ssl else None,
+        "transport_options": json_safe(options),
+        "ssl": json_safe(ssl) if ssl else None,
     }
 
 
-def _json_safe(value: Any) -> Any:
-    """``value`` with everything that JSON can't hold as its repr."""
-    if isinstance(value, dict):
-        return {str(key): _json_safe(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_json_safe(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if hasattr(value, "name") and hasattr(value, "value"):  # an enum, such as ssl.CERT_NONE
-        return value.name
-    return repr(value)
-
-
-def _queue(queue: Any) -> dict[str, Any]:
-    exchange = queue.exchange
-    bindings = [
-        {"exchange": binding.exchange.name, "routing_key": binding.routing_key or ""}
-        for binding in queue.bindings or ()
-    ]
-    return {
-        "name": queue.name,
-        "exchange": {
-            "name": exchange.name if exchange else "",
-            "type": exchange.type if exchange else "direct",
-            "durable": bool(exchange.durable) if exchange else True,
-            "auto_delete": bool(exchange.auto_delete) if exchange else False,
-            "arguments": _json_safe(getattr(exchange, "arguments", None) or {}),
-        },
-        "routing_key": queue.routing_key or "",
-        "bindings": bindings,
-        "durable": bool(queue.durable),
-        "exclusive": bool(queue.exclusive),
-        "auto_delete": bool(queue.auto_delete),
-        "no_ack": bool(queue.no_ack),
-        "no_declare": bool(queue.no_declare),
-        "arguments": _json_safe(queue.queue_arguments or {}),
-        "expires": queue.expires,
-    }
+def _has_quorum_queues(app: Any, driver: str) -> bool:
+    if not app.conf.get("worker_detect_quorum_queues"):
+        return False
+    try:
+        from celery.utils.quorum_queues import detect_quorum_queues
+    except ImportError:  # before Celery 5.5
+        return False
+    return bool(detect_quorum_queues(app, driver)[0])
 
 
 def _task(task: Any, warnings: list[str]) -> dict[str, Any]:
@@ -207,8 +191,16 @@ def _task(task: Any, warnings: list[str]) -> dict[str, Any]:
         "ignore_result": bool(task.ignore_result),
         "store_errors_even_if_ignored": bool(task.store_errors_even_if_ignored),
         "send_events": bool(task.send_events),
+        "exchange": _shown(task, "exchange"),
+        "routing_key": _shown(task, "routing_key"),
         "request_methods": _request_methods(task, warnings),
     }
+
+
+def _shown(task: Any, attribute: str) -> str | None:
+    """An attribute as the command ``registered`` shows it."""
+    value = getattr(task, attribute, None)
+    return None if value is None else str(value)
 
 
 def _rate_limit(task: Any) -> str | None:
@@ -283,12 +275,6 @@ def _revoked(worker: Any) -> list[str]:
 
 def _warnings(worker: Any) -> list[str]:
     found = []
-    _, consuming = hosted.user_consumer_steps(worker.app)
-    for step in consuming:
-        found.append(
-            f"The bootstep {step.name} consumes messages of its own, "
-            "which this version does not do: it is left out."
-        )
     if worker.pool_start_method != "fork":
         found.append(
             f"pool_start_method {worker.pool_start_method!r} is not used: children are forked "

@@ -1,8 +1,12 @@
 """Main: runs what Celery runs in its parent process, when the Rust parent asks for it.
 
-Calls come one at a time and are answered in order. A call is ``{"id": 1, "call": "worker_ready",
+Calls come one at a time and are answered in order, but those that may take long: these have threads
+of their own. A call is ``{"id": 1, "call": "worker_ready",
 …}``; the answer ``{"id": 1, "ok": …}`` or ``{"id": 1, "error": "…"}``. Calls about a task carry its
 message, the body as the frame's bytes. Calls without an id want no answer.
+
+What the app asks of the worker is told to the parent without its having called: see
+:mod:`celeriac.host.consumer`.
 
 A hook that blocks holds up the hooks after it, and nothing else.
 """
@@ -15,17 +19,24 @@ import re
 import socket
 import sys
 import traceback
+from functools import partial
 from typing import Any, Callable, NoReturn
 
 from celery import signals
 from celery.utils.log import get_logger
 
-from celeriac.host import processes
+from celeriac.host import processes, queues, revokes, steps
+from celeriac.host.control import Control
+from celeriac.host.errands import Errands
 from celeriac.host.requests import Requests
+from celeriac.host.revocations import Revocations
 from celeriac.host.wire import Channel, Closed, Unreadable
 
 #: How the parent begins every call, so that a call can be answered whose message can't be read.
 _BEGINNING = re.compile(rb'\{(?:"id": (\d+), )?"call": "(\w+)"')
+
+#: Seconds in which stores should have got what they were given before the end.
+STORING = 5.0
 
 logger = get_logger("celery.worker")
 
@@ -36,9 +47,22 @@ class Main:
         self._worker = worker
         self._consumer = worker.consumer
         self._requests = Requests(worker)
+        self._control = Control(worker)
+        worker.parent.send = self._command
         #: The blueprints of which a start was begun, and those of which it succeeded.
         self._starting: set[str] = set()
         self._started: set[str] = set()
+        revocations = Revocations(worker.app)
+        commands = Errands("celeriac-commands")
+        stores = self._stores = Errands("celeriac-stores")
+        #: The calls that may take long, and who does them: the app's own commands, and what asks
+        #: the result backend about any number of tasks.
+        self._errands = {
+            "control_command": commands,
+            "mark_revoked": stores,
+            "revoked_store_load": stores,
+            "revoked_store_add": stores,
+        }
         self._calls: dict[str, Callable[..., Any]] = {
             "start_steps": self.start_steps,
             "close_steps": self.close_steps,
@@ -51,6 +75,20 @@ class Main:
             "log": self.log,
             "cry": self.cry,
             "save_state": self.save_state,
+            "control_command": self._control.command,
+            "control_open": self._control.open,
+            "control_reply": self._control.reply,
+            "encode_event": self._control.event,
+            "set_event_groups": self._set_event_groups,
+            "set_pool_size": self._set_pool_size,
+            "set_task_attributes": self._set_task_attributes,
+            "select_queue": partial(queues.select, worker.app),
+            "deselect_queue": partial(queues.deselect, worker.app),
+            "mark_revoked": partial(revokes.mark, worker.app),
+            "add_revoked": revokes.add,
+            "call_task": self.call_task,
+            "revoked_store_load": revocations.load,
+            "revoked_store_add": revocations.add,
             "open_v1": self._requests.open_v1,
             "task_received": self._requests.task_received,
             "task_unknown": self._requests.task_unknown,
@@ -77,14 +115,44 @@ class Main:
                 else:
                     name = call.pop("call")
                     if name == "leave":
+                        # What is revoked now is to last.
+                        self._stores.finish(STORING)
                         return
                     number = call.pop("id", None)
-                    answer = self._answer(name, call, blob)
+                    if name in self._errands:
+                        if self._errands[name].take(
+                            partial(self._answer_aside, number, name, call, blob)
+                        ):
+                            continue
+                        refusal = f"too many calls of {name} wait for an answer"
+                        if number is None:
+                            logger.error("Hook %s is left out: %s", name, refusal)
+                        answer = {"error": refusal}
+                    else:
+                        answer = self._answer(name, call, blob)
                 if number is not None:
                     self._channel.write({"id": number, **answer})
             except Closed:
                 # The parent is gone without a word: so must this process be.
                 os._exit(1)
+
+    def _answer_aside(
+        self, number: int | None, name: str, call: dict[str, Any], blob: bytes
+    ) -> None:
+        """Answers a call in a thread of its own."""
+        answer = self._answer(name, call, blob)
+        if number is not None:
+            self._tell({"id": number, **answer})
+
+    def _command(self, command: str, arguments: dict[str, Any]) -> None:
+        """Asks the parent for something on behalf of the app."""
+        self._tell({"command": command, "arguments": arguments})
+
+    def _tell(self, frame: dict[str, Any]) -> None:
+        try:
+            self._channel.write(frame)
+        except Closed:
+            pass  # whoever reads the channel acts on it
 
     def _answer(self, name: str, arguments: dict[str, Any], blob: bytes) -> dict[str, Any]:
         try:
@@ -104,6 +172,8 @@ class Main:
         for step in parent.steps:
             step.start(parent)
         self._started.add(blueprint)
+        if blueprint == "consumer":
+            self._consumer.consuming.start()
 
     def close_steps(self) -> None:
         """A shutdown of any kind has begun: what Celery does before running tasks have ended.
@@ -118,6 +188,7 @@ class Main:
             logger.error("Error on closing: %r", exc, exc_info=True)
         self._send_steps("worker", "close", "closing", reverse=False)
         self._send_steps("consumer", "close", "closing", reverse=False)
+        self._consumer.consuming.stop(steps.CLOSING)
         self._send_steps("consumer", "stop", "stopping")
 
     def end_steps(self, terminate: bool) -> None:
@@ -127,6 +198,7 @@ class Main:
         else:
             self._send_steps("worker", "stop", "stopping")
         self._worker.on_stopped()
+        self._consumer.consuming.shutdown(steps.TERMINATING if terminate else steps.ENDING)
         self._send_steps("consumer", "shutdown", "shutdown")
 
     def _start_failed(self) -> bool:
@@ -161,6 +233,25 @@ class Main:
         from celery.worker import state
 
         state.should_terminate = True
+
+    # -- what a remote control command has changed in the parent -----------------------------------
+
+    def _set_event_groups(self, groups: list[str] | None) -> None:
+        self._consumer.set_event_groups(groups)
+
+    def _set_pool_size(self, limit: int) -> None:
+        self._worker.pool.limit = limit
+
+    def _set_task_attributes(self, task: str, attributes: dict[str, Any]) -> None:
+        for name, value in attributes.items():
+            setattr(self._worker.app.tasks[task], name, value)
+
+    def call_task(self, action: dict[str, Any]) -> None:
+        """Sends the task that this worker was elected for (``Gossip.call_task``)."""
+        try:
+            self._worker.app.signature(action).apply_async()
+        except Exception as exc:
+            logger.exception("Could not call task: %r", exc)
 
     def save_state(self, revoked: list[str]) -> None:
         """Writes the state database as Celery keeps it (``celery.worker.state.Persistent``)."""

@@ -27,8 +27,10 @@ def worker_arguments(app: Any, options: dict[str, Any]) -> dict[str, Any]:
     conf = app.conf
     configure_from_command_line(app, arguments.pop("extra", []))
     arguments.update(user_arguments(app, arguments.pop("user", [])))
-    if arguments.get("disable_prefetch") is not None:
-        conf.worker_disable_prefetch = arguments.pop("disable_prefetch")
+    given, default = arguments.pop("disable_prefetch", None), conf.get("worker_disable_prefetch")
+    if given is not None or default is not None:
+        # Also where it changes nothing: then it is among the changed settings, as in Celery.
+        conf.worker_disable_prefetch = default if given is None else given
     arguments["concurrency"] = concurrency(app, arguments.get("concurrency"))
     arguments["statedb"] = arguments.get("statedb") or conf.worker_state_db
     arguments["schedule_filename"] = (

@@ -8,7 +8,6 @@ nowhere: the parent has decided it already.
 
 from __future__ import annotations
 
-import json
 import pickle
 from typing import Any
 
@@ -19,7 +18,8 @@ from celery.utils.imports import symbol_by_name
 from celery.utils.log import get_logger
 from kombu.message import Message
 from kombu.serialization import prepare_accept_content
-from kombu.utils import json as kombu_json
+
+from celeriac.host.plain import as_kombu_reads
 
 logger = get_logger("celery.worker.request")
 
@@ -98,9 +98,13 @@ class Requests:
         body: bytes,
         reason: str,
         terminated: bool = False,
-        signum: int | None = None,
+        signum: int | str | None = None,
         expired: bool = False,
     ) -> None:
+        """Stores and announces that a task is revoked.
+
+        Also for one that was terminated (``request.terminate``): the reason is ``terminated``.
+        """
         request = self._request(message, body)
         request._announce_revoked(reason, terminated, signum, expired)
 
@@ -152,11 +156,9 @@ class Requests:
         request = self._request(message, body, pid=pid, time_start=time_start)
         request.on_timeout(False, limit)
 
-    def rejected(
-        self, message: dict[str, Any], body: bytes, requeue: bool, exception: str, pickle: str
-    ) -> None:
+    def rejected(self, message: dict[str, Any], body: bytes, exception: str, pickle: str) -> None:
         """Records a task that raised ``Reject``, as Celery does unless it is requeued."""
-        info = _unpickle(pickle) or _raise(Reject(exception, requeue))
+        info = _unpickle(pickle) or _raise(Reject(exception))
         self._request(message, body).on_failure(info, return_ok=True)
 
     def raised(self, message: dict[str, Any], body: bytes, exception: str, pickle: str) -> None:
@@ -212,8 +214,8 @@ class Requests:
     def _message(self, message: dict[str, Any], body: bytes) -> Message:
         return Message(
             body=body,
-            headers=_as_kombu_reads(message["headers"]),
-            properties=_as_kombu_reads(message["properties"]),
+            headers=as_kombu_reads(message["headers"]),
+            properties=as_kombu_reads(message["properties"]),
             content_type=message["content_type"],
             content_encoding=message["content_encoding"],
             delivery_info=message["delivery_info"],
@@ -254,15 +256,6 @@ class Requests:
         request.worker_pid = pid
         request.time_start = time_start
         return request
-
-
-def _as_kombu_reads(plain: Any) -> Any:
-    """JSON with datetimes and the like made of their marked form.
-
-    Here rather than where a call is read: a mark that can't be honoured fails this call alone.
-    """
-    text = json.dumps(plain)
-    return kombu_json.loads(text) if '"__type__"' in text else plain
 
 
 def _raise(exc: BaseException) -> ExceptionInfo:

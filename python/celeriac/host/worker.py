@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
-from typing import Any, Callable
+from typing import Any
 
 from celery import bootsteps, signals
 from celery.utils.log import worker_logger as logger
 
+from celeriac.host.consumer import HostedAutoscaler, HostedConsumer, HostedPool, Parent
 from celeriac.host.errors import StartError
 
 #: Settings that name a class which the Rust parent replaces, and the only value it can honour.
@@ -33,88 +34,17 @@ PARENTS_LOGGERS = (
     "celery.worker.autoscale",
     "celery.worker.consumer.connection",
     "celery.worker.consumer.consumer",
+    "celery.worker.consumer.gossip",
+    "celery.worker.consumer.mingle",
+    "celery.worker.control",
     "celery.worker.request",
     "celery.worker.strategy",
+    "kombu.pidbox",
 )
 #: billiard's, which has a handler of its own and the level ERROR.
 POOL_LOGGER = "multiprocessing"
 DEFAULT_STRATEGY = "celery.worker.strategy:default"
 DEFAULT_REQUEST = "celery.worker.request:Request"
-
-
-class HostedPool:
-    """Stands for the pool in ``worker.pool``: the children belong to the Rust parent."""
-
-    is_green = False
-    signal_safe = True
-    task_join_will_block = True
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-
-    @property
-    def num_processes(self) -> int:
-        return self.limit
-
-    @property
-    def info(self) -> dict[str, Any]:
-        return {"implementation": "celeriac:prefork", "max-concurrency": self.limit}
-
-
-class HostedHeart:
-    """Stands for ``celery.worker.heartbeat.Heart``, the sender of ``heartbeat_sent``."""
-
-    eventer = None
-    interval = 2.0
-    tref = None
-
-    def __init__(self, timer: Any) -> None:
-        self.timer = timer
-
-
-class HostedConsumer:
-    """Stands for the consumer, which is the sender of ``worker_ready`` and ``task_received``.
-
-    The Rust parent owns the broker connection; :attr:`connection` is one of main's own, made when
-    it is first asked for.
-    """
-
-    event_dispatcher = None
-    hub = None
-    qos = None
-    task_consumer = None
-    restart_count = 0
-
-    def __init__(self, controller: Any) -> None:
-        self.controller = controller
-        self.app = controller.app
-        self.hostname = controller.hostname
-        self.pool = controller.pool
-        self.timer = controller.timer
-        self.heart = HostedHeart(self.timer)
-        self.pid = os.getpid()
-        self.steps: list[Any] = []
-        self.blueprint: Any = None
-        self._connection: Any = None
-
-    @property
-    def connection(self) -> Any:
-        if self._connection is None:
-            self._connection = self.app.connection_for_read()
-        return self._connection
-
-    @property
-    def connection_errors(self) -> tuple[type[BaseException], ...]:
-        errors: tuple[type[BaseException], ...] = self.connection.connection_errors
-        return errors
-
-    def call_soon(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs)
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.release()
-            self._connection = None
 
 
 def _stand_in(name: str, **attributes: Any) -> type[bootsteps.Step]:
@@ -135,7 +65,7 @@ def _create_timer(_step: Any, worker: Any) -> None:
 
 
 def _create_pool(_step: Any, worker: Any) -> None:
-    worker.pool = HostedPool(worker.concurrency)
+    worker.pool = HostedPool(worker.concurrency, worker.parent)
 
 
 _WORKER_STEPS = [
@@ -183,16 +113,6 @@ class _ConsumerBlueprint(_Blueprint):
     default_steps = frozenset(_CONSUMER_STEPS)
 
 
-def user_consumer_steps(app: Any) -> tuple[list[Any], list[Any]]:
-    """The app's consumer steps: those that only start and stop, and those that consume."""
-    plain: list[Any] = []
-    consuming: list[Any] = []
-    for step in app.steps["consumer"]:
-        is_consuming = isinstance(step, type) and issubclass(step, bootsteps.ConsumerStep)
-        (consuming if is_consuming else plain).append(step)
-    return plain, consuming
-
-
 def hosted_worker_class(app: Any) -> type[Any]:
     """``app.Worker``, less what the Rust parent does."""
     base: type[Any] = app.Worker
@@ -203,7 +123,8 @@ def hosted_worker_class(app: Any) -> type[Any]:
         def setup_instance(self, **kwargs: Any) -> None:
             refuse_replaced_classes(self)
             self.timer = self.hub = self.semaphore = self.autoscaler = None
-            self.pool = HostedPool(0)
+            self.parent = Parent()
+            self.pool = HostedPool(0, self.parent)
             autoscale = kwargs.get("autoscale")
             self.autoscale = tuple(autoscale) if autoscale else None
             super().setup_instance(**kwargs)
@@ -211,12 +132,13 @@ def hosted_worker_class(app: Any) -> type[Any]:
                 self.autoscale[0] if self.autoscale else self.concurrency
             )
             self.min_concurrency = self.autoscale[1] if self.autoscale else self.concurrency
-            self.consumer = HostedConsumer(self)
-            steps, _ = user_consumer_steps(self.app)
-            if steps:
-                consumer = self.consumer
-                consumer.blueprint = _ConsumerBlueprint(steps=steps)
-                consumer.blueprint.apply(consumer, **self.options)
+            if self.autoscale:
+                maximum, minimum = self.autoscale
+                self.autoscaler = HostedAutoscaler(maximum, minimum, self.parent)
+            consumer = self.consumer = HostedConsumer(self)
+            consumer.blueprint = _ConsumerBlueprint(steps=self.app.steps["consumer"])
+            consumer.blueprint.apply(consumer, **self.options)
+            consumer.part_steps()
 
         def after_setup(self) -> None:
             """What Celery does between its set-up and its first step: ``Worker.on_start``."""
@@ -233,6 +155,17 @@ def hosted_worker_class(app: Any) -> type[Any]:
         def on_stopped(self) -> None:
             if self.timer is not None:
                 self.timer.stop()
+
+        # What the app's own code asks for:
+
+        def stop(self, in_sighandler: bool = False, exitcode: int | None = None) -> None:
+            self.parent.ask("shutdown", warm=True, exitcode=exitcode or 0)
+
+        def terminate(self, in_sighandler: bool = False) -> None:
+            self.parent.ask("shutdown", warm=False, exitcode=0)
+
+        def reload(self, modules: Any = None, reload: bool = False, reloader: Any = None) -> None:
+            self.parent.ask("pool_restart", modules=modules, reload=reload)
 
     HostedWorker.__name__ = HostedWorker.__qualname__ = base.__name__
     return HostedWorker

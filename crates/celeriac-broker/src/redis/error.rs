@@ -25,6 +25,14 @@ pub(super) fn broker_error(error: &RedisError) -> Error {
             format!("Redis has no such database: {error}"),
         )
         .with_hint("check the number at the end of broker_url"),
+        (redis::ErrorKind::MasterNameNotFoundBySentinel, _) => {
+            Error::new(ErrorKind::Configuration, error.to_string())
+                .with_hint("check master_name in broker_transport_options")
+        }
+        // The server is no master now, or can't be one: another is or will be.
+        (_, "READONLY" | "MASTERDOWN" | "LOADING" | "NOREPLICAS" | "UNBLOCKED") => {
+            Error::new(ErrorKind::Connection, error.to_string())
+        }
         (redis::ErrorKind::InvalidClientConfig, _) => {
             Error::new(ErrorKind::Configuration, error.to_string())
         }

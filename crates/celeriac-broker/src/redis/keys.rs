@@ -6,7 +6,6 @@
 use celeriac_core::broker::{Error, ErrorKind};
 use celeriac_core::queue::{Binding, ExchangeKind};
 use celeriac_protocol::json;
-use serde_json::Value;
 
 use crate::open::Options;
 
@@ -28,6 +27,8 @@ pub(super) struct Keys {
     pub(super) workers: String,
     /// Since when, and when last, any of them gave one.
     pub(super) pulse: String,
+    /// Until when each binding table is in use that only expiring queues stand in.
+    pub(super) binding_deadlines: String,
 }
 
 impl Keys {
@@ -45,6 +46,7 @@ impl Keys {
             unacked_index: named("unacked_index_key", "unacked_index"),
             workers: format!("{prefix}_celeriac.workers"),
             pulse: format!("{prefix}_celeriac.pulse"),
+            binding_deadlines: format!("{prefix}_kombu.binding_deadlines"),
             prefix,
         })
     }
@@ -99,10 +101,7 @@ impl Keys {
         let separator = &self.separator;
         BindingKeys {
             table: self.binding_table(&binding.exchange),
-            permanent: format!(
-                "{}_kombu.binding_permanent.{}",
-                self.prefix, binding.exchange
-            ),
+            permanent: self.permanent_table(&binding.exchange),
             member: format!(
                 "{}{separator}{pattern}{separator}{queue}",
                 binding.routing_key
@@ -115,6 +114,21 @@ impl Keys {
         format!("{}_kombu.binding.{exchange}", self.prefix)
     }
 
+    /// The set that holds those of its bindings that never expire.
+    pub(super) fn permanent_table(&self, exchange: &str) -> String {
+        format!("{}_kombu.binding_permanent.{exchange}", self.prefix)
+    }
+
+    /// What stands before the name of every key.
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// What stands between the parts of a binding.
+    pub(super) fn separator(&self) -> &str {
+        &self.separator
+    }
+
     /// The queue of a binding whose key matches `routing_key`.
     pub(super) fn bound_queue<'m>(&self, member: &'m str, routing_key: &str) -> Option<&'m str> {
         let mut parts = member.split(self.separator.as_str());
@@ -125,29 +139,6 @@ impl Keys {
             topic_matches(key, routing_key)
         };
         matches.then_some(queue)
-    }
-
-    /// The channel on which messages of a fanout exchange are published.
-    pub(super) fn fanout_channel(
-        &self,
-        options: &Options,
-        database: &str,
-        exchange: &str,
-        routing_key: &str,
-    ) -> String {
-        let prefix = match options.transport.get("fanout_prefix") {
-            None | Some(Value::Bool(true)) => format!("/{database}."),
-            Some(Value::String(text)) => text.replace("{db}", database),
-            Some(_) => String::new(),
-        };
-        let patterns = options.transport.get("fanout_patterns") != Some(&Value::Bool(false));
-        let key = routing_key.replace('#', "*");
-        let tail = if patterns && !key.is_empty() {
-            format!("/{key}")
-        } else {
-            String::new()
-        };
-        format!("{}{prefix}{exchange}{tail}", self.prefix)
     }
 }
 
@@ -276,7 +267,7 @@ impl OrderStrategy {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -371,20 +362,6 @@ mod tests {
         ] {
             assert_eq!(topic_matches(pattern, key), expected, "{pattern} {key}");
         }
-    }
-
-    #[test]
-    fn fanout_channels_are_kombus() {
-        let keys = keys(json!({}));
-        let plain = Options::default();
-        assert_eq!(
-            keys.fanout_channel(&plain, "9", "celery.pidbox", ""),
-            "/9.celery.pidbox"
-        );
-        assert_eq!(
-            keys.fanout_channel(&plain, "9", "celeryev", "worker.#"),
-            "/9.celeryev/worker.*"
-        );
     }
 
     #[test]

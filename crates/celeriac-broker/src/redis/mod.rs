@@ -9,9 +9,13 @@
 //!
 //! Celery's counterpart: `kombu.transport.redis`.
 
+mod bus;
 mod error;
+mod fanout;
 mod keys;
+mod pushes;
 mod recovery;
+mod rollback;
 mod scripts;
 mod session;
 
@@ -22,12 +26,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use celeriac_core::broker::{Broker, Capabilities, Error, ErrorKind, Session};
+use celeriac_core::bus::{Bus, BusOptions};
 use celeriac_net::ServerUrl;
-use celeriac_net::redis::RedisAddress;
+use celeriac_net::redis::{InvalidAddress, RedisAddress, RedisServer};
+use celeriac_net::sentinel::Sentinels;
 
 use crate::open::Options;
+use fanout::Fanout;
 use keys::{Keys, OrderStrategy};
+use rollback::Settled;
 
 /// kombu's default `visibility_timeout`.
 const VISIBILITY_TIMEOUT: Duration = Duration::from_hours(1);
@@ -42,18 +51,18 @@ const PULSE_GAP: Duration = Duration::from_secs(5);
 /// Between two signs of life.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// One Redis server as a broker.
+/// One Redis server as a broker, or the master of several.
 pub struct RedisBroker {
     shared: Arc<Shared>,
 }
 
 /// What the sessions of one broker have in common: a tag given by one can be settled by the next.
 struct Shared {
-    address: RedisAddress,
+    server: RedisServer,
     display: String,
-    database: String,
     options: Options,
     keys: Keys,
+    fanout: Fanout,
     order: OrderStrategy,
     visibility_timeout: Duration,
     /// This worker in the set of workers, and the beginning of its tags.
@@ -61,6 +70,10 @@ struct Shared {
     next_tag: AtomicU64,
     /// Where each message that is claimed and not settled came from.
     claimed: Mutex<HashMap<u64, Claim>>,
+    /// What was acknowledged last.
+    settled: Mutex<Settled>,
+    /// The server that was connected last, by the name that it gives itself when it starts.
+    run_id: Mutex<String>,
     was_connected: AtomicBool,
 }
 
@@ -69,8 +82,10 @@ struct Shared {
 struct Claim {
     /// Its list, to put it back.
     list: Arc<str>,
-    /// Length of the route at the end of its value in `unacked`.
-    suffix: usize,
+    /// The route at the end of its value in `unacked`.
+    suffix: Arc<str>,
+    /// Itself, as it stood in the list: what was decoded points into the same bytes.
+    item: Bytes,
 }
 
 impl RedisBroker {
@@ -79,29 +94,53 @@ impl RedisBroker {
     /// # Errors
     /// When the URL or an option makes no sense.
     pub fn new(url: &ServerUrl, options: &Options) -> Result<Self, Error> {
-        let connect_timeout = options
-            .seconds("socket_connect_timeout")
-            .or(options.connect_timeout)
-            .unwrap_or(CONNECT_TIMEOUT);
-        let address =
-            RedisAddress::new(url, options.ssl.as_ref(), connect_timeout).map_err(|error| {
-                Error::new(ErrorKind::Configuration, format!("broker_url: {error}"))
-            })?;
+        let server = RedisAddress::new(url, options.ssl.as_ref(), connect_timeout(options));
+        let server = server.map(RedisServer::At);
+        Self::at(server, url, url.to_string(), options, false)
+    }
+
+    /// The broker that is the master which the sentinels of these URLs watch.
+    ///
+    /// # Errors
+    /// When the URLs or an option make no sense.
+    pub fn watched(urls: &[ServerUrl], options: &Options) -> Result<Self, Error> {
+        let Some(first) = urls.first() else {
+            return Err(Error::new(ErrorKind::Configuration, "broker_url is empty"));
+        };
+        let (transport, ssl) = (&options.transport, options.ssl.as_ref());
+        let server = Sentinels::new(urls, transport, ssl, connect_timeout(options));
+        let display: Vec<String> = urls.iter().map(ToString::to_string).collect();
+        let server = server.map(RedisServer::Watched);
+        Self::at(server, first, display.join(";"), options, true)
+    }
+
+    fn at(
+        server: Result<RedisServer, InvalidAddress>,
+        url: &ServerUrl,
+        display: String,
+        options: &Options,
+        is_watched: bool,
+    ) -> Result<Self, Error> {
+        let server = server.map_err(|error| {
+            let hint = matches!(error, InvalidAddress::NoMasterName)
+                .then(|| "set master_name to the name in the sentinels' configuration".to_owned());
+            Error {
+                hint,
+                ..Error::new(ErrorKind::Configuration, format!("broker_url: {error}"))
+            }
+        })?;
         let database = url
             .query("virtual_host")
             .unwrap_or(url.path())
             .trim_matches('/');
+        let database = if database.is_empty() { "0" } else { database };
         let id = uuid::Uuid::new_v4().simple().to_string();
         let shared = Shared {
-            address,
-            display: url.to_string(),
-            database: if database.is_empty() {
-                "0".to_owned()
-            } else {
-                database.to_owned()
-            },
+            server,
+            display,
             options: options.clone(),
             keys: Keys::new(options)?,
+            fanout: Fanout::new(options, database, is_watched),
             order: OrderStrategy::new(options)?,
             visibility_timeout: options
                 .seconds("visibility_timeout")
@@ -110,12 +149,22 @@ impl RedisBroker {
             name: format!("celeriac-{id}"),
             next_tag: AtomicU64::new(1),
             claimed: Mutex::new(HashMap::new()),
+            settled: Mutex::default(),
+            run_id: Mutex::default(),
             was_connected: AtomicBool::new(false),
         };
         Ok(Self {
             shared: Arc::new(shared),
         })
     }
+}
+
+/// How long a connection may take to be made.
+fn connect_timeout(options: &Options) -> Duration {
+    options
+        .seconds("socket_connect_timeout")
+        .or(options.connect_timeout)
+        .unwrap_or(CONNECT_TIMEOUT)
 }
 
 impl Shared {
@@ -135,6 +184,28 @@ impl Shared {
     fn claimed(&self) -> MutexGuard<'_, HashMap<u64, Claim>> {
         // Nothing panics while it is held.
         self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers acknowledgements, in case the server forgets them.
+    fn settle(&self, numbers: &[u64]) {
+        let claimed = self.claimed();
+        let mut settled = self.settled();
+        for number in numbers {
+            if let Some(claim) = claimed.get(number) {
+                settled.add(*number, claim);
+            }
+        }
+    }
+
+    fn settled(&self) -> MutexGuard<'_, Settled> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this is another server than the one before, or the same started anew.
+    fn is_other(&self, run_id: &str) -> bool {
+        let mut known = self.run_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *known, run_id.to_owned());
+        before != run_id
     }
 
     /// Takes a range of tag numbers that nobody else will use.
@@ -169,5 +240,10 @@ impl Broker for RedisBroker {
             session.recover_own_claims().await?;
         }
         Ok(Box::new(session))
+    }
+
+    async fn open_bus(&self, options: &BusOptions) -> Result<Option<Box<dyn Bus>>, Error> {
+        let bus = bus::RedisBus::open(&self.shared, options).await?;
+        Ok(bus.map(|bus| Box::new(bus) as Box<dyn Bus>))
     }
 }

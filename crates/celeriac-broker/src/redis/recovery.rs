@@ -172,15 +172,21 @@ impl RedisSession {
         Ok(count)
     }
 
-    /// After a connection was lost: gives back what was claimed by a call whose answer never came.
+    /// After a connection was lost: gives back what was claimed by a call whose answer never came,
+    /// once the server knows again what it may have forgotten.
     pub(super) async fn recover_own_claims(&mut self) -> Result<(), Error> {
         self.recheck_claims = Some(Instant::now() + STRAGGLER);
+        self.reclaim().await?;
+        if self.is_other_server {
+            self.settle_waiting().await?;
+        }
         self.restore_own_orphans().await
     }
 
     async fn restore_own_orphans(&mut self) -> Result<(), Error> {
         let worker = self.shared.name.clone();
         let mut claims = self.claims_of(&worker).await?;
+        self.settle_again(&mut claims).await?;
         {
             let known = self.shared.claimed();
             claims.retain(|(tag, _)| {

@@ -16,6 +16,21 @@ pub(super) static RENEW: LazyLock<Script> =
 /// Finds what dead workers hold.
 pub(super) static OVERDUE: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("lua/overdue.lua")));
+/// Claims anew what the server has forgotten.
+pub(super) static RECLAIM: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lua/reclaim.lua")));
+/// Binds a queue that expires.
+pub(super) static BIND: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lua/bind.lua")));
+/// Deletes it.
+pub(super) static UNBIND: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lua/unbind.lua")));
+/// Deletes binding tables that were left behind.
+pub(super) static SWEEP: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lua/sweep.lua")));
+/// Sends a reply. Its text is sent each time: it goes with others in one pipeline, where a script
+/// that the server has forgotten could not be sent again.
+pub(super) const REPLY: &str = include_str!("lua/reply.lua");
 
 /// How many tags go into one script call: Lua's `unpack` fails beyond some 8,000 values, and a
 /// script stops the server while it runs.

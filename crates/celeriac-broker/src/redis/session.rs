@@ -1,7 +1,7 @@
 //! One connection: claiming, settling, waiting.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,12 +13,12 @@ use celeriac_core::broker::{
 use celeriac_core::queue::{ExchangeKind, Queue};
 use celeriac_protocol::{Message, envelope};
 use redis::aio::MultiplexedConnection;
-use redis::{PushInfo, PushKind, Value, cmd, pipe};
-use tokio::sync::Notify;
+use redis::{Value, cmd, pipe};
 use tokio::time::Instant;
 
 use super::error::broker_error;
 use super::keys::Keys;
+use super::pushes::Pushes;
 use super::scripts::{EXCHANGE, GIVE_BACK, TAGS_PER_CALL};
 use super::{Claim, DEAD_AFTER, Shared};
 
@@ -36,6 +36,8 @@ pub(super) struct RedisSession {
     pushes: Arc<Pushes>,
     /// Whether the server tells of changes.
     is_told: bool,
+    /// Whether the server is another than the one that was connected before.
+    pub(super) is_other_server: bool,
     /// Fanout queues: the channel that is subscribed to, and the queue it stands for.
     fanout: Vec<(String, Arc<str>)>,
     pub(super) next_renewal: Instant,
@@ -52,7 +54,7 @@ pub(super) struct RedisSession {
 struct Subscribed {
     name: Arc<str>,
     lists: Vec<Arc<str>>,
-    suffix: String,
+    suffix: Arc<str>,
 }
 
 impl AsRef<str> for Subscribed {
@@ -61,45 +63,12 @@ impl AsRef<str> for Subscribed {
     }
 }
 
-/// What the server sent without being asked.
-#[derive(Default)]
-struct Pushes {
-    arrived: Notify,
-    /// Messages of fanout exchanges, at most [`Pushes::LIMIT`].
-    messages: Mutex<VecDeque<(String, Bytes)>>,
-}
-
-impl Pushes {
-    fn messages(&self) -> MutexGuard<'_, VecDeque<(String, Bytes)>> {
-        // Nothing panics while it is held.
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Beyond this, fanout messages are dropped, as Redis itself drops subscribers that lag.
-    const LIMIT: usize = 10_000;
-
-    fn take(&self, push: &PushInfo) {
-        if push.kind == PushKind::PMessage
-            && let [Value::BulkString(pattern), _, Value::BulkString(message)] =
-                push.data.as_slice()
-        {
-            let mut messages = self.messages();
-            if messages.len() < Self::LIMIT {
-                let pattern = String::from_utf8_lossy(pattern).into_owned();
-                messages.push_back((pattern, Bytes::copy_from_slice(message)));
-            }
-        }
-        // A change of a list, or the end of the connection: either is a reason to look.
-        self.arrived.notify_one();
-    }
-}
-
 impl RedisSession {
     pub(super) async fn open(shared: Arc<Shared>) -> Result<Self, Error> {
-        let pushes = Arc::new(Pushes::default());
+        let pushes = Arc::new(Pushes::new(shared.fanout.seen()));
         let to_pushes = Arc::clone(&pushes);
         let told = shared
-            .address
+            .server
             .connect_with_pushes(move |push| to_pushes.take(&push))
             .await;
         let (mut connection, is_told) = match told {
@@ -115,7 +84,7 @@ impl RedisSession {
             }
             Err(error) if error.kind() == redis::ErrorKind::RESP3NotSupported => (
                 shared
-                    .address
+                    .server
                     .connect()
                     .await
                     .map_err(|error| broker_error(&error))?,
@@ -127,9 +96,20 @@ impl RedisSession {
             .query_async(&mut connection)
             .await
             .map_err(|error| broker_error(&error))?;
+        // A server that does not tell is taken for the same.
+        let information: String = cmd("INFO")
+            .arg("server")
+            .query_async(&mut connection)
+            .await
+            .unwrap_or_default();
+        let run_id = information
+            .lines()
+            .find_map(|line| line.strip_prefix("run_id:"));
+        let is_other_server = shared.is_other(run_id.unwrap_or_default());
         let now = Instant::now();
         Ok(Self {
             shared,
+            is_other_server,
             connection,
             queues: Vec::new(),
             pushes,
@@ -178,7 +158,7 @@ impl RedisSession {
             call.arg(tag);
         }
         for queue in &self.queues {
-            call.arg(&queue.suffix);
+            call.arg(&*queue.suffix);
         }
         let found: Vec<Value> = call
             .invoke_async(&mut self.connection)
@@ -199,15 +179,17 @@ impl RedisSession {
             let (at, number) = (at as usize, number as u64);
             let position = at % self.queues.len();
             let queue = &self.queues[position];
+            let item = Bytes::from(raw);
             taken.push(position);
             claimed.insert(
                 number,
                 Claim {
                     list: Arc::clone(&queue.lists[at / self.queues.len()]),
-                    suffix: queue.suffix.len(),
+                    suffix: Arc::clone(&queue.suffix),
+                    item: item.clone(),
                 },
             );
-            deliveries.push(delivery(number, &queue.name, Bytes::from(raw)));
+            deliveries.push(delivery(number, &queue.name, item));
         }
         drop(claimed);
         self.shared.order.arrange(&mut self.queues, &taken);
@@ -238,7 +220,7 @@ impl RedisSession {
             for ((number, claim), item) in chunk.iter().zip(&marked) {
                 call.key(&*claim.list)
                     .arg(self.shared.tag(*number))
-                    .arg(claim.suffix)
+                    .arg(claim.suffix.len())
                     .arg(item);
             }
             let _: u64 = call
@@ -265,7 +247,7 @@ impl RedisSession {
             .zip(values)
             .map(|((_, claim), value)| {
                 let value = value.unwrap_or_default();
-                let end = value.len().saturating_sub(claim.suffix);
+                let end = value.len().saturating_sub(claim.suffix.len());
                 let item = value.get(1..end).unwrap_or_default();
                 // What is no text was never an envelope: it goes back as it came.
                 std::str::from_utf8(item)
@@ -311,7 +293,10 @@ impl RedisSession {
         }
     }
 
-    async fn query<T: redis::FromRedisValue>(&mut self, command: &redis::Cmd) -> Result<T, Error> {
+    pub(super) async fn query<T: redis::FromRedisValue>(
+        &mut self,
+        command: &redis::Cmd,
+    ) -> Result<T, Error> {
         command
             .query_async(&mut self.connection)
             .await
@@ -356,15 +341,11 @@ impl Session for RedisSession {
     async fn subscribe(&mut self, queue: &Queue) -> Result<(), Error> {
         let name: Arc<str> = queue.name.as_str().into();
         if queue.exchange.kind == ExchangeKind::Fanout {
-            let shared = &self.shared;
-            let channel = shared.keys.fanout_channel(
-                &shared.options,
-                &shared.database,
-                &queue.exchange.name,
-                &queue.routing_key,
-            );
-            self.query::<()>(cmd("PSUBSCRIBE").arg(&channel)).await?;
-            self.fanout.push((channel, name));
+            let (exchange, key) = (&queue.exchange.name, &queue.routing_key);
+            for channel in self.shared.fanout.channels(exchange, key) {
+                self.query::<()>(cmd("PSUBSCRIBE").arg(&channel)).await?;
+                self.fanout.push((channel, Arc::clone(&name)));
+            }
             return Ok(());
         }
         if self
@@ -379,7 +360,7 @@ impl Session for RedisSession {
                 .into_iter()
                 .map(Arc::from)
                 .collect();
-            let suffix = Keys::route_suffix(&name);
+            let suffix = Keys::route_suffix(&name).into();
             self.queues.push(Subscribed {
                 name,
                 lists,
@@ -392,7 +373,7 @@ impl Session for RedisSession {
 
     async fn cancel(&mut self, queue: &str) -> Result<(), Error> {
         self.queues.retain(|subscribed| &*subscribed.name != queue);
-        if let Some(at) = self.fanout.iter().position(|(_, name)| &**name == queue) {
+        while let Some(at) = self.fanout.iter().position(|(_, name)| &**name == queue) {
             let (channel, _) = self.fanout.swap_remove(at);
             self.query::<()>(cmd("PUNSUBSCRIBE").arg(&channel)).await?;
         }
@@ -444,6 +425,7 @@ impl Session for RedisSession {
                 Want::NONE
             };
             deliveries.extend(self.call_exchange(&acks, want).await?);
+            self.shared.settle(chunk);
             self.forget(chunk.iter().copied());
         }
         if numbers.is_empty() && !want.is_none() && !self.queues.is_empty() {

@@ -1,44 +1,68 @@
-//! SQLite in the schema of kombu's SQLAlchemy transport: queues with no server.
+//! SQL databases in the schema of kombu's SQLAlchemy transport.
 //!
-//! A plain Python producer enqueues with kombu's own `sqla+sqlite:///`. Unlike kombu, a message
-//! that was taken and is not acknowledged stays in the table, leased to its worker, and comes back
-//! when that worker dies; an acknowledged one is deleted.
+//! A plain Python producer enqueues with kombu's own `sqla+…://`, and kombu's consumers share the
+//! queues. Unlike kombu, a message that was taken and is not acknowledged stays in its table,
+//! invisible and leased to its worker, and comes back when that worker dies; an acknowledged one
+//! is deleted.
+//!
+//! `session` is what all databases share; each of the folders is one database in its own words.
 //!
 //! Celery's counterpart: `kombu.transport.sqlalchemy`.
 
-mod database;
 mod lease;
-mod schema;
+#[cfg(any(feature = "postgres", feature = "mysql"))]
+mod pace;
 mod session;
-mod watch;
+mod store;
+mod tables;
+mod turns;
+
+#[cfg(feature = "mysql")]
+mod mysql;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 
 use std::collections::HashSet;
 use std::fmt;
-use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use celeriac_core::broker::{Broker, Capabilities, Error, ErrorKind, Session};
+use celeriac_core::bus::{Bus, BusOptions};
 use celeriac_net::ServerUrl;
 
+use crate::local::{LocalBus, Place};
 use crate::open::Options;
-use database::Database;
-use schema::Tables;
+use session::SqlSession;
+use store::Engine;
 
-/// An SQLite file as a broker.
-pub struct SqliteBroker {
+/// The databases of this build, as an error names them.
+pub(crate) const AVAILABLE: &[&str] = &[
+    #[cfg(feature = "sqlite")]
+    "sqla+sqlite://",
+    #[cfg(feature = "postgres")]
+    "sqla+postgresql://",
+    #[cfg(feature = "mysql")]
+    "sqla+mysql://, sqla+mariadb://",
+];
+
+/// A database as a broker.
+pub struct SqlBroker {
     shared: Arc<Shared>,
+    engine: Box<dyn Engine>,
 }
 
-/// What the sessions of one broker have in common.
+/// What the sessions of one broker have in common: a tag given by one can be settled by the next.
 struct Shared {
-    path: PathBuf,
     display: String,
-    tables: Tables,
     /// This worker in the tables of workers and leases.
     name: String,
     /// Messages that it claimed and has not settled.
     claimed: Mutex<HashSet<u64>>,
+    was_connected: AtomicBool,
 }
 
 impl Shared {
@@ -48,54 +72,63 @@ impl Shared {
     }
 }
 
-impl SqliteBroker {
-    /// The broker in the file that `url` names.
+impl SqlBroker {
+    /// The broker in the database that `url` names.
     ///
     /// # Errors
-    /// When the URL names another database than SQLite, or no file.
+    /// When the database is not part of this build, or the URL or an option makes no sense.
     pub fn new(url: &ServerUrl, options: &Options) -> Result<Self, Error> {
-        let invalid = |message: String| Error::new(ErrorKind::Configuration, message);
-        // sqla+sqlite, sqla+sqlite+pysqlite, or sqlite alone.
+        // sqla+postgresql, sqla+postgresql+psycopg2, or postgresql alone.
         let dialect = url
             .scheme()
             .split('+')
-            .find(|part| !matches!(*part, "sqla" | "sqlalchemy"));
-        if dialect != Some("sqlite") {
-            return Err(invalid(format!(
-                "broker_url: the database {:?} is not available as a broker",
-                dialect.unwrap_or_default()
-            ))
-            .with_hint("this build of celeriac knows sqla+sqlite:///"));
-        }
-        // As SQLAlchemy counts slashes: three before a relative path, four before an absolute one.
-        let path = url.path().strip_prefix('/').unwrap_or(url.path());
-        if path.is_empty() || path == ":memory:" {
-            return Err(
-                invalid("broker_url: a database in memory can't be shared".to_owned())
-                    .with_hint("name a file: sqla+sqlite:///queue.db"),
-            );
-        }
+            .find(|part| !matches!(*part, "sqla" | "sqlalchemy"))
+            .unwrap_or_default();
+        let engine: Box<dyn Engine> = match dialect {
+            #[cfg(feature = "sqlite")]
+            "sqlite" => Box::new(sqlite::Sqlite::new(url, options)?),
+            #[cfg(feature = "postgres")]
+            "postgresql" | "postgres" => Box::new(postgres::Postgres::new(url, options)?),
+            #[cfg(feature = "mysql")]
+            "mysql" | "mariadb" => Box::new(mysql::Mysql::new(url, options)?),
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::Configuration,
+                    format!("broker_url: the database {dialect:?} is not available as a broker"),
+                )
+                .with_hint(format!(
+                    "this build of celeriac knows {}",
+                    AVAILABLE.join(", ")
+                )));
+            }
+        };
         let shared = Shared {
-            path: PathBuf::from(path),
             display: url.to_string(),
-            tables: Tables::new(options),
             name: format!("celeriac-{}", uuid::Uuid::new_v4().simple()),
             claimed: Mutex::default(),
+            was_connected: AtomicBool::new(false),
         };
         Ok(Self {
             shared: Arc::new(shared),
+            engine,
         })
+    }
+
+    /// Names the database wherever it is reached from: brokers that have this in common share
+    /// their queues.
+    pub fn identity(&self) -> String {
+        self.engine.identity()
     }
 }
 
-impl fmt::Debug for SqliteBroker {
+impl fmt::Debug for SqlBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SqliteBroker({})", self.shared.path.display())
+        write!(f, "SqlBroker({})", self.shared.display)
     }
 }
 
 #[async_trait]
-impl Broker for SqliteBroker {
+impl Broker for SqlBroker {
     fn display_url(&self) -> String {
         self.shared.display.clone()
     }
@@ -109,11 +142,17 @@ impl Broker for SqliteBroker {
     }
 
     async fn connect(&self) -> Result<Box<dyn Session>, Error> {
-        let database =
-            Database::open(self.shared.path.clone(), self.shared.tables.create()).await?;
-        Ok(Box::new(session::SqliteSession::new(
-            Arc::clone(&self.shared),
-            database,
-        )))
+        let store = self.engine.open(&self.shared.name).await?;
+        let mut session = SqlSession::new(Arc::clone(&self.shared), store);
+        if self.shared.was_connected.swap(true, Ordering::Relaxed) {
+            // What is missing is told by the next call of `maintain`.
+            session.reconcile().await?;
+        }
+        Ok(Box::new(session))
+    }
+
+    async fn open_bus(&self, options: &BusOptions) -> Result<Option<Box<dyn Bus>>, Error> {
+        let bus = LocalBus::open(&Place::of(&self.identity()), options).await?;
+        Ok(Some(Box::new(bus)))
     }
 }

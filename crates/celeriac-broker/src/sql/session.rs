@@ -1,4 +1,4 @@
-//! One connection: claiming, settling, waiting.
+//! One session over any database: turns, tags, and what this worker holds.
 
 use std::sync::Arc;
 
@@ -9,81 +9,135 @@ use celeriac_core::broker::{
 };
 use celeriac_core::queue::Queue;
 use celeriac_protocol::{Message, envelope};
-use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
 
 use super::Shared;
-use super::database::Database;
 use super::lease;
-use super::schema::Tables;
-use super::watch::Watch;
+use super::store::{Claims, Row, Store};
+use super::turns::Turns;
 
-pub(super) struct SqliteSession {
+/// The most messages to look through at once for those that can run.
+const MOST_AT_ONCE: usize = 256;
+
+pub(super) struct SqlSession {
     shared: Arc<Shared>,
-    database: Database,
-    watch: Watch,
-    boot: String,
-    /// In the order in which they are asked next.
-    queues: Vec<Subscribed>,
-    /// What the database answered last to "has anybody else written?".
-    data_version: Option<i64>,
+    store: Box<dyn Store>,
+    turns: Turns,
 }
 
-#[derive(Clone)]
-struct Subscribed {
-    id: i64,
-    name: Arc<str>,
-}
-
-impl SqliteSession {
-    pub(super) fn new(shared: Arc<Shared>, database: Database) -> Self {
+impl SqlSession {
+    pub(super) fn new(shared: Arc<Shared>, store: Box<dyn Store>) -> Self {
         Self {
-            watch: Watch::new(&shared.path),
-            boot: lease::boot_id(),
             shared,
-            database,
-            queues: Vec::new(),
-            data_version: None,
+            store,
+            turns: Turns::default(),
         }
     }
 
-    async fn data_version(&self) -> Result<i64, Error> {
-        self.database
-            .run(|connection| {
-                connection
-                    .prepare_cached("PRAGMA data_version")?
-                    .query_row([], |row| row.get(0))
+    /// Compares what this worker holds in the database with what it knows of. Gives back what
+    /// was claimed by a call whose answer never came, and answers with what is held no longer.
+    pub(super) async fn reconcile(&mut self) -> Result<Vec<DeliveryTag>, Error> {
+        let held = self.store.held().await?;
+        let (unknown, lost): (Vec<u64>, Vec<u64>) = {
+            let claimed = self.shared.claimed();
+            (
+                held.difference(&claimed).copied().collect(),
+                claimed.difference(&held).copied().collect(),
+            )
+        };
+        self.release(&unknown).await?;
+        Ok(lost.into_iter().map(DeliveryTag).collect())
+    }
+
+    async fn release(&mut self, ids: &[u64]) -> Result<(), Error> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let settlements: Vec<Settlement> = ids
+            .iter()
+            .map(|&id| Settlement {
+                tag: DeliveryTag(id),
+                fate: Fate::Release,
             })
-            .await
+            .collect();
+        self.store
+            .exchange(&settlements, &Claims::default())
+            .await?;
+        Ok(())
+    }
+
+    /// Settles, and claims until the wish is fulfilled or nothing waits.
+    async fn settle_and_claim(
+        &mut self,
+        settlements: &[Settlement],
+        want: Want,
+        deliveries: &mut Vec<Delivery>,
+    ) -> Result<(), Error> {
+        self.turns.begin();
+        let mut runnable = want.runnable;
+        let mut settlements = Some(settlements);
+        let mut at_once = runnable;
+        loop {
+            let count = at_once.min(want.total - deliveries.len());
+            let claims = if runnable == 0 {
+                Claims::default()
+            } else {
+                self.turns.divide(count)
+            };
+            let settling = settlements.take().unwrap_or_default();
+            if settling.is_empty() && claims.limit == 0 {
+                return Ok(());
+            }
+            let rows = self.store.exchange(settling, &claims).await?;
+            for settlement in settling {
+                self.shared.claimed().remove(&settlement.tag.0);
+            }
+            let names: Vec<_> = rows.iter().map(|row| self.turns.name(row.queue)).collect();
+            self.turns.took(&claims, &rows);
+            let present = jiff::Timestamp::now();
+            let before = runnable;
+            let mut surplus = Vec::new();
+            for (row, name) in rows.into_iter().zip(names) {
+                let id = row.id as u64;
+                match name {
+                    Some(name) if runnable > 0 => {
+                        self.shared.claimed().insert(id);
+                        let delivery = delivery(row, name);
+                        if !is_held(&delivery, present) {
+                            runnable -= 1;
+                        }
+                        deliveries.push(delivery);
+                    }
+                    _ => surplus.push(id),
+                }
+            }
+            self.release(&surplus).await?;
+            // Where all have an ETA, more are looked through at once; what is too much goes back.
+            at_once = if runnable == before {
+                (at_once * 2).clamp(runnable, MOST_AT_ONCE.max(runnable))
+            } else {
+                runnable
+            };
+        }
     }
 }
 
 #[async_trait]
-impl Session for SqliteSession {
+impl Session for SqlSession {
     async fn declare(&mut self, queue: &Queue) -> Result<(), Error> {
-        let (shared, name) = (Arc::clone(&self.shared), queue.name.clone());
-        self.database
-            .run(move |connection| queue_id(connection, &shared.tables, &name))
-            .await?;
+        self.store.queue_id(&queue.name).await?;
         Ok(())
     }
 
     async fn subscribe(&mut self, queue: &Queue) -> Result<(), Error> {
-        let name: Arc<str> = queue.name.as_str().into();
-        if self.queues.iter().any(|subscribed| subscribed.name == name) {
-            return Ok(());
+        if !self.turns.contains(&queue.name) {
+            let id = self.store.queue_id(&queue.name).await?;
+            self.turns.add(id, &queue.name);
         }
-        let (shared, asked) = (Arc::clone(&self.shared), Arc::clone(&name));
-        let id = self
-            .database
-            .run(move |connection| queue_id(connection, &shared.tables, &asked))
-            .await?;
-        self.queues.push(Subscribed { id, name });
         Ok(())
     }
 
     async fn cancel(&mut self, queue: &str) -> Result<(), Error> {
-        self.queues.retain(|subscribed| &*subscribed.name != queue);
+        self.turns.remove(queue);
         Ok(())
     }
 
@@ -92,247 +146,61 @@ impl Session for SqliteSession {
         settlements: &[Settlement],
         want: Want,
     ) -> Result<Vec<Delivery>, Error> {
-        let shared = Arc::clone(&self.shared);
-        let settled: Vec<u64> = settlements
-            .iter()
-            .map(|settlement| settlement.tag.0)
-            .collect();
-        let settlements = settlements.to_vec();
-        let mut queues = self.queues.clone();
-        let boot = self.boot.clone();
-        let (queues, deliveries) = self
-            .database
-            .run(move |connection| {
-                let claims = !want.is_none() && any_waiting(connection, &shared.tables, &queues)?;
-                if settlements.is_empty() && !claims {
-                    return Ok((queues, Vec::new()));
-                }
-                let transaction =
-                    connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-                for settlement in settlements {
-                    settle(&transaction, &shared, settlement)?;
-                }
-                let mut deliveries = Vec::new();
-                if claims {
-                    lease::appear(&transaction, &shared.name, &boot)?;
-                    claim(&transaction, &shared, &mut queues, want, &mut deliveries)?;
-                }
-                transaction.commit()?;
-                Ok((queues, deliveries))
-            })
-            .await?;
-        self.queues = queues;
-        let mut claimed = self.shared.claimed();
-        for tag in settled {
-            claimed.remove(&tag);
+        let mut deliveries = Vec::new();
+        match self
+            .settle_and_claim(settlements, want, &mut deliveries)
+            .await
+        {
+            // What was claimed before is this worker's; the next call meets the error again.
+            Err(error) if deliveries.is_empty() => Err(error),
+            _ => Ok(deliveries),
         }
-        claimed.extend(deliveries.iter().map(|delivery| delivery.tag.0));
-        drop(claimed);
-        Ok(deliveries)
     }
 
     async fn wait(&mut self) -> Result<(), Error> {
-        let version = self.data_version().await?;
-        if self.data_version.replace(version) == Some(version) {
-            self.watch.changed().await;
-        }
-        Ok(())
+        self.store.wait().await
     }
 
     async fn maintain(&mut self) -> Result<Maintained, Error> {
-        let (shared, boot) = (Arc::clone(&self.shared), self.boot.clone());
-        let claimed: Vec<u64> = self.shared.claimed().iter().copied().collect();
-        let (restored, lost) = self
-            .database
-            .run(move |connection| {
-                let restored = lease::beat(connection, &shared.tables, &shared.name, &boot)?;
-                let lost = lease::lost(connection, &shared.name, claimed)?;
-                Ok((restored, lost))
-            })
-            .await?;
-        let lost: Vec<DeliveryTag> = {
+        let beat = self.store.beat().await?;
+        let mut lost = Vec::new();
+        let known = self.shared.claimed().len() as u64;
+        if beat.held != known {
+            lost = self.reconcile().await?;
             let mut claimed = self.shared.claimed();
-            lost.into_iter()
-                .filter(|id| claimed.remove(id))
-                .map(DeliveryTag)
-                .collect()
-        };
-        if restored > 0 {
+            for tag in &lost {
+                claimed.remove(&tag.0);
+            }
+        }
+        if beat.restored > 0 {
             tracing::warn!(
                 target: "celeriac.broker",
-                "Restored {restored} messages of a worker that is gone."
+                "Restored {} messages of a worker that is gone.",
+                beat.restored
             );
         }
         Ok(Maintained {
-            restored,
+            restored: beat.restored,
             next: lease::BEAT,
             lost,
         })
     }
 
     async fn purge(&mut self, queue: &str) -> Result<u64, Error> {
-        let (shared, name) = (Arc::clone(&self.shared), queue.to_owned());
-        self.database
-            .run(move |connection| {
-                let id = queue_id(connection, &shared.tables, &name)?;
-                let message = &shared.tables.message;
-                let purged = connection.execute(
-                    &format!("DELETE FROM {message} WHERE queue_id = ?1 AND visible != 0"),
-                    [id],
-                )?;
-                Ok(purged as u64)
-            })
-            .await
+        self.store.purge(queue).await
     }
 
     async fn size(&mut self, queue: &str) -> Result<u64, Error> {
-        let (shared, name) = (Arc::clone(&self.shared), queue.to_owned());
-        self.database
-            .run(move |connection| {
-                let Tables { queue, message } = &shared.tables;
-                connection.query_row(
-                    &format!(
-                        "SELECT count(*) FROM {message} m JOIN {queue} q ON q.id = m.queue_id
-                         WHERE q.name = ?1 AND m.visible != 0"
-                    ),
-                    [name],
-                    |row| row.get::<_, i64>(0).map(|count| count as u64),
-                )
-            })
-            .await
+        self.store.size(queue).await
     }
 
     async fn publish(&mut self, queue: &str, message: &Message) -> Result<(), Error> {
         let payload = envelope::encode(message, &uuid::Uuid::new_v4().to_string());
-        let (shared, name) = (Arc::clone(&self.shared), queue.to_owned());
-        self.database
-            .run(move |connection| {
-                // It is safe when this returns: the disk has it.
-                connection.pragma_update(None, "synchronous", "full")?;
-                let published = queue_id(connection, &shared.tables, &name)
-                    .and_then(|id| insert(connection, &shared.tables, id, &payload));
-                connection.pragma_update(None, "synchronous", "normal")?;
-                published
-            })
-            .await
+        self.store.publish(queue, &payload).await
     }
 
-    async fn close(self: Box<Self>) -> Result<(), Error> {
-        let shared = Arc::clone(&self.shared);
-        self.database
-            .run(move |connection| lease::leave(connection, &shared.name))
-            .await
-    }
-}
-
-/// The queue's id; makes the queue if it is missing.
-fn queue_id(connection: &Connection, tables: &Tables, name: &str) -> rusqlite::Result<i64> {
-    let queue = &tables.queue;
-    let select = format!("SELECT id FROM {queue} WHERE name = ?1");
-    let find = |connection: &Connection| {
-        connection
-            .prepare_cached(&select)?
-            .query_row([name], |row| row.get(0))
-            .optional()
-    };
-    if let Some(id) = find(connection)? {
-        return Ok(id);
-    }
-    connection.execute(
-        &format!("INSERT OR IGNORE INTO {queue} (name) VALUES (?1)"),
-        [name],
-    )?;
-    find(connection)?.ok_or(rusqlite::Error::QueryReturnedNoRows)
-}
-
-fn insert(
-    connection: &Connection,
-    tables: &Tables,
-    queue: i64,
-    payload: &str,
-) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached(&format!(
-            "INSERT INTO {} (visible, timestamp, payload, version, queue_id)
-             VALUES (1, NULL, ?1, 1, ?2)",
-            tables.message
-        ))?
-        .execute(params![payload, queue])?;
-    Ok(())
-}
-
-/// Whether there is anything to claim: looked up before a lock is taken for it.
-fn any_waiting(
-    connection: &Connection,
-    tables: &Tables,
-    queues: &[Subscribed],
-) -> rusqlite::Result<bool> {
-    let mut any = connection.prepare_cached(&format!(
-        "SELECT 1 FROM {} WHERE queue_id = ?1 AND visible != 0 LIMIT 1",
-        tables.message
-    ))?;
-    for queue in queues {
-        if any.exists([queue.id])? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// Takes messages, one queue after the other in turns.
-fn claim(
-    transaction: &Transaction<'_>,
-    shared: &Shared,
-    queues: &mut [Subscribed],
-    want: Want,
-    deliveries: &mut Vec<Delivery>,
-) -> rusqlite::Result<()> {
-    let message = &shared.tables.message;
-    let mut take = transaction.prepare_cached(&format!(
-        "UPDATE {message}
-         SET visible = 0, timestamp = strftime('%Y-%m-%d %H:%M:%f000', 'now', 'localtime'),
-             version = version + 1
-         WHERE id IN (SELECT id FROM {message} WHERE queue_id = ?1 AND visible != 0
-                      ORDER BY timestamp, id LIMIT ?2)
-         RETURNING id, payload"
-    ))?;
-    let mut lease = transaction.prepare_cached(
-        "INSERT OR REPLACE INTO celeriac_lease (message_id, worker) VALUES (?1, ?2)",
-    )?;
-    let present = jiff::Timestamp::now();
-    let mut runnable = want.runnable;
-    loop {
-        let mut took = false;
-        for at in 0..queues.len() {
-            let count = runnable.min(want.total - deliveries.len());
-            if count == 0 {
-                return Ok(());
-            }
-            let queue = queues[at].clone();
-            // With one queue there is nobody to take turns with.
-            let count = if queues.len() == 1 { count } else { 1 };
-            let mut rows: Vec<(i64, Bytes)> = take
-                .query_map(params![queue.id, count as i64], |row| {
-                    Ok((row.get(0)?, payload(row, 1)?))
-                })?
-                .collect::<Result<_, _>>()?;
-            // RETURNING promises no order.
-            rows.sort_unstable_by_key(|(id, _)| *id);
-            for (id, payload) in rows {
-                took = true;
-                lease.execute(params![id, shared.name])?;
-                let delivery = delivery(id, &queue.name, payload);
-                if !is_held(&delivery, present) {
-                    runnable -= 1;
-                }
-                deliveries.push(delivery);
-            }
-        }
-        if !took {
-            return Ok(());
-        }
-        // The next call begins with another queue.
-        queues.rotate_left(1);
+    async fn close(mut self: Box<Self>) -> Result<(), Error> {
+        self.store.leave().await
     }
 }
 
@@ -348,71 +216,15 @@ fn is_held(delivery: &Delivery, present: jiff::Timestamp) -> bool {
         .is_some_and(|head| head.eta.is_some_and(|eta| eta > present))
 }
 
-/// The bytes of a column that anybody may have written anything into.
-pub(super) fn payload(row: &Row<'_>, column: usize) -> rusqlite::Result<Bytes> {
-    Ok(match row.get_ref(column)? {
-        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Bytes::copy_from_slice(bytes),
-        ValueRef::Null => Bytes::new(),
-        ValueRef::Integer(number) => number.to_string().into(),
-        ValueRef::Real(number) => number.to_string().into(),
-    })
-}
-
-fn delivery(id: i64, queue: &Arc<str>, raw: Bytes) -> Delivery {
+fn delivery(row: Row, queue: Arc<str>) -> Delivery {
+    let raw: Bytes = row.payload;
     let message = envelope::decode(&raw).map_err(|error| Unreadable {
         reason: error.to_string(),
         raw,
     });
     Delivery {
-        tag: DeliveryTag(id as u64),
-        queue: Arc::clone(queue),
+        tag: DeliveryTag(row.id as u64),
+        queue,
         message,
     }
-}
-
-/// Settles one message, if this worker still holds it.
-fn settle(
-    transaction: &Transaction<'_>,
-    shared: &Shared,
-    settlement: Settlement,
-) -> rusqlite::Result<()> {
-    let message = &shared.tables.message;
-    let id = settlement.tag.0 as i64;
-    let held = transaction
-        .prepare_cached("DELETE FROM celeriac_lease WHERE message_id = ?1 AND worker = ?2")?
-        .execute(params![id, shared.name])?;
-    if held == 0 {
-        return Ok(());
-    }
-    let delete = format!("DELETE FROM {message} WHERE id = ?1");
-    match settlement.fate {
-        Fate::Ack | Fate::Reject => {
-            transaction.prepare_cached(&delete)?.execute([id])?;
-        }
-        Fate::Release => {
-            transaction
-                .prepare_cached(&format!(
-                    "UPDATE {message} SET visible = 1, timestamp = NULL, version = version + 1
-                     WHERE id = ?1"
-                ))?
-                .execute([id])?;
-        }
-        Fate::Requeue => {
-            // A new row, as kombu makes: it stands behind those that wait.
-            let row: Option<(Bytes, i64)> = transaction
-                .prepare_cached(&format!(
-                    "SELECT payload, queue_id FROM {message} WHERE id = ?1"
-                ))?
-                .query_row([id], |row| Ok((payload(row, 0)?, row.get(1)?)))
-                .optional()?;
-            if let Some((payload, queue)) = row {
-                // What is no text is no message either, and is not requeued by anybody.
-                let text = String::from_utf8_lossy(&payload);
-                let marked = envelope::mark_redelivered(&text);
-                insert(transaction, &shared.tables, queue, &marked)?;
-                transaction.prepare_cached(&delete)?.execute([id])?;
-            }
-        }
-    }
-    Ok(())
 }

@@ -173,7 +173,7 @@ async fn a_missing_folder_is_named() {
 #[test]
 fn other_databases_and_memory_are_refused() {
     for url in [
-        "sqla+postgresql://u:secret@h/db",
+        "sqla+oracle://u:secret@h/db",
         "sqla+sqlite://",
         "sqlite:///:memory:",
     ] {

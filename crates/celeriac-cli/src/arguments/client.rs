@@ -65,6 +65,41 @@ pub(crate) struct PurgeArguments {
     exclude_queues: Option<String>,
 }
 
+/// What to move, and where.
+#[derive(Debug, Args)]
+pub(crate) struct MigrateArguments {
+    /// URL of the broker that has the tasks.
+    source: String,
+    /// URL of the broker that gets them.
+    destination: String,
+    /// At most so many tasks.
+    #[arg(short = 'n', long, value_name = "NUMBER")]
+    limit: Option<String>,
+    /// Seconds without a task after which no more is waited for.
+    #[arg(short, long, value_name = "SECONDS")]
+    timeout: Option<String>,
+    /// Remove what was moved from its source.
+    #[arg(short, long)]
+    ack_messages: bool,
+    /// Only these tasks, with commas between.
+    #[arg(short = 'T', long, value_name = "NAMES")]
+    tasks: Option<String>,
+    /// Only these queues, with commas between.
+    #[arg(short = 'Q', long, value_name = "NAMES")]
+    queues: Option<String>,
+    /// Go on until stopped.
+    #[arg(short = 'F', long)]
+    forever: bool,
+}
+
+/// A command of AMQP, such as queue.declare; without one it asks for them.
+#[derive(Debug, Args)]
+pub(crate) struct AmqpArguments {
+    /// The command and what it is about.
+    #[arg(value_name = "WORD", allow_negative_numbers = true)]
+    words: Vec<String>,
+}
+
 /// What to list.
 #[derive(Debug, Args)]
 pub(crate) struct ListArguments {
@@ -84,13 +119,18 @@ pub(crate) trait CeleryCommand {
     fn words(&self) -> Vec<String>;
 }
 
-fn options<'o>(
+pub(super) fn options<'o>(
     words: &mut Vec<String>,
     given: impl IntoIterator<Item = (&'o str, &'o Option<String>)>,
 ) {
     for (name, value) in given {
         words.extend(value.as_ref().map(|value| format!("--{name}={value}")));
     }
+}
+
+pub(super) fn flags<'f>(words: &mut Vec<String>, given: impl IntoIterator<Item = (&'f str, bool)>) {
+    let given = given.into_iter().filter(|(_, is_set)| *is_set);
+    words.extend(given.map(|(name, _)| format!("--{name}")));
 }
 
 impl CeleryCommand for CallArguments {
@@ -150,6 +190,45 @@ impl CeleryCommand for ListArguments {
     }
 }
 
+impl CeleryCommand for MigrateArguments {
+    fn words(&self) -> Vec<String> {
+        let mut words = vec!["migrate".to_owned()];
+        // Without one Celery's command never ends; its function has this default.
+        let timeout = self
+            .timeout
+            .clone()
+            .or((!self.forever).then(|| "1.0".to_owned()));
+        let given = [
+            ("limit", &self.limit),
+            ("timeout", &timeout),
+            ("tasks", &self.tasks),
+            ("queues", &self.queues),
+        ];
+        options(&mut words, given);
+        flags(
+            &mut words,
+            [
+                ("ack-messages", self.ack_messages),
+                ("forever", self.forever),
+            ],
+        );
+        words.extend([
+            "--".to_owned(),
+            self.source.clone(),
+            self.destination.clone(),
+        ]);
+        words
+    }
+}
+
+impl CeleryCommand for AmqpArguments {
+    fn words(&self) -> Vec<String> {
+        let mut words = vec!["amqp".to_owned()];
+        words.extend(self.words.iter().cloned());
+        words
+    }
+}
+
 /// `report`, which has no options.
 pub(crate) struct Report;
 
@@ -175,6 +254,8 @@ mod tests {
                 Command::Result(result) => result.words(),
                 Command::Purge(purge) => purge.words(),
                 Command::List(list) => list.words(),
+                Command::Migrate(migrate) => migrate.words(),
+                Command::Amqp(amqp) => amqp.words(),
                 other => panic!("{other:?}"),
             }
         };
@@ -197,5 +278,22 @@ mod tests {
             ["purge", "--force", "--queues=a,b"]
         );
         assert_eq!(words(&["list", "bindings"]), ["list", "bindings"]);
+        assert_eq!(
+            words(&["migrate", "-an", "3", "redis://a", "redis://b", "-Q", "q"]),
+            [
+                "migrate",
+                "--limit=3",
+                "--timeout=1.0",
+                "--queues=q",
+                "--ack-messages",
+                "--",
+                "redis://a",
+                "redis://b"
+            ]
+        );
+        assert_eq!(
+            words(&["amqp", "queue.purge", "q"]),
+            ["amqp", "queue.purge", "q"]
+        );
     }
 }

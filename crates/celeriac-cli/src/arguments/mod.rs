@@ -1,6 +1,7 @@
 //! The command line: Celery's, with the global options before the command or after it.
 
 pub(crate) mod client;
+pub(crate) mod remote;
 pub(crate) mod worker;
 
 use std::ffi::OsString;
@@ -33,6 +34,18 @@ pub(crate) enum Command {
     Purge(client::PurgeArguments),
     /// Show what the broker has (bindings: only brokers with exchanges).
     List(client::ListArguments),
+    /// Ask workers about themselves and their tasks.
+    Inspect(remote::RemoteArguments),
+    /// Tell workers what to do. What is revoked is kept for workers that start later.
+    Control(remote::RemoteArguments),
+    /// List the workers that are online.
+    Status(remote::ReplyArguments),
+    /// Watch workers and tasks.
+    Events(remote::EventsArguments),
+    /// Move tasks from one broker to another.
+    Migrate(client::MigrateArguments),
+    /// Speak to a broker in AMQP.
+    Amqp(client::AmqpArguments),
     /// Read documents with an example app, on a broker that needs no server.
     Demo(crate::demo::DemoArguments),
     /// Show what belongs in a bug report.

@@ -1,15 +1,11 @@
 //! Options of `celeriac worker`: those of `celery worker`.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use super::truth;
-
-/// Time between two heartbeats, as Celery has it.
-const HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// How log records are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -65,7 +61,7 @@ pub(crate) struct WorkerArguments {
     #[arg(short = 'P', long, env = "CELERY_WORKER_POOL", help_heading = POOL)]
     #[arg(default_value = "prefork")]
     pool: String,
-    /// Send task events. This version accepts the option, and sends none.
+    /// Send events about tasks to monitors.
     #[arg(
         short = 'E',
         long,
@@ -112,19 +108,19 @@ pub(crate) struct WorkerArguments {
     #[arg(value_name = "MODULES")]
     include: Option<String>,
 
-    /// Changes nothing: this version does not gossip.
+    /// Do not listen to the events of other workers.
     #[arg(long, env = "CELERY_WORKER_WITHOUT_GOSSIP", help_heading = FEATURES)]
     #[arg(value_parser = truth())]
     without_gossip: bool,
-    /// Changes nothing: this version does not mingle.
+    /// Do not greet other workers at the start.
     #[arg(long, env = "CELERY_WORKER_WITHOUT_MINGLE", help_heading = FEATURES)]
     #[arg(value_parser = truth())]
     without_mingle: bool,
-    /// Do not send the signal heartbeat_sent. This version sends no heartbeat events.
+    /// Do not tell monitors that the worker lives.
     #[arg(long, env = "CELERY_WORKER_WITHOUT_HEARTBEAT", help_heading = FEATURES)]
     #[arg(value_parser = truth())]
     without_heartbeat: bool,
-    /// Seconds between the signals heartbeat_sent [default: 2].
+    /// Seconds between two heartbeats [default: 2].
     #[arg(long, env = "CELERY_WORKER_HEARTBEAT_INTERVAL", help_heading = FEATURES)]
     #[arg(value_name = "SECONDS")]
     heartbeat_interval: Option<u32>,
@@ -231,13 +227,6 @@ impl WorkerArguments {
             }
             _ => Map::new(),
         }
-    }
-
-    /// Time between two heartbeats, if there are to be any.
-    pub(crate) fn heartbeat(&self) -> Option<Duration> {
-        let seconds = self.heartbeat_interval.filter(|seconds| *seconds > 0);
-        let interval = seconds.map_or(HEARTBEAT, |seconds| Duration::from_secs(seconds.into()));
-        (!self.without_heartbeat).then_some(interval)
     }
 
     /// What the operator should know about options that do less than they ask for.

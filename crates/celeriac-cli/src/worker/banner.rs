@@ -24,7 +24,7 @@ pub(super) fn banner(description: &Description, now: Timestamp) -> String {
         None => worker.concurrency.to_string(),
     };
     let events = if worker.task_events {
-        "ON (this version sends none)"
+        "ON "
     } else {
         "OFF (enable -E to monitor tasks in this worker)"
     };
@@ -51,7 +51,11 @@ pub(super) fn banner(description: &Description, now: Timestamp) -> String {
         description.broker.display,
         description.result_backend,
     );
-    let mut queues: Vec<&Queue> = description.queues.iter().collect();
+    let mut queues: Vec<&Queue> = description
+        .queues
+        .iter()
+        .map(|described| &described.queue)
+        .collect();
     queues.sort_by(|a, b| a.name.cmp(&b.name));
     for queue in queues {
         // Writing to a `String` can't fail.

@@ -53,11 +53,62 @@ fn to_call(hook: HookCall) -> Call {
         HookCall::TaskRevoked {
             message,
             reason,
+            terminated,
+            signum,
             expired,
         } => Call::new("task_revoked")
             .about(&message)
             .with("reason", reason)
+            .with("terminated", terminated)
+            .with("signum", signum)
             .with("expired", expired),
+        HookCall::ControlCommand {
+            method,
+            arguments,
+            clock,
+        } => Call::new("control_command")
+            .with("method", method)
+            .with("arguments", arguments)
+            .with("clock", clock),
+        HookCall::ControlOpen(message) => Call::new("control_open").about(&message),
+        HookCall::EncodeReply(reply) => Call::new("control_reply").with("reply", reply),
+        HookCall::EncodeEvent(event) => Call::new("encode_event").with("event", event),
+        HookCall::MarkRevoked { ids, names } => Call::new("mark_revoked")
+            .with("ids", ids)
+            .with("names", names),
+        HookCall::AddRevoked { ids, headers } => Call::new("add_revoked")
+            .with("ids", ids)
+            .with("headers", headers),
+        HookCall::LoadRevoked => Call::new("revoked_store_load"),
+        HookCall::KeepRevoked { ids, headers } => Call::new("revoked_store_add")
+            .with("ids", ids)
+            .with("headers", headers),
+        HookCall::SelectQueue {
+            queue,
+            exchange,
+            exchange_type,
+            routing_key,
+            options,
+        } => Call::new("select_queue")
+            .with("queue", queue)
+            .with("exchange", exchange)
+            .with("exchange_type", exchange_type)
+            .with("routing_key", routing_key)
+            .with("options", options),
+        HookCall::DeselectQueue { queue } => Call::new("deselect_queue").with("queue", queue),
+        HookCall::CallTask { action } => Call::new("call_task").with("action", action),
+        HookCall::SetEventGroups { all } => {
+            let groups = if all {
+                Value::Null
+            } else {
+                Value::from(vec!["worker"])
+            };
+            Call::new("set_event_groups").with("groups", groups)
+        }
+        HookCall::SetPoolSize { limit } => Call::new("set_pool_size").with("limit", limit),
+        HookCall::SetTaskAttributes { task, attributes } => Call::new("set_task_attributes")
+            .with("task", task)
+            .with("attributes", attributes),
         HookCall::SuccessWasStored(message) => Call::new("success_was_stored").about(&message),
         HookCall::RetryLost { message, reason } => Call::new("retry_lost")
             .about(&message)
@@ -86,11 +137,9 @@ fn to_call(hook: HookCall) -> Call {
             .with("limit", limit)
             .with("pid", pid)
             .with("time_start", time_start),
-        HookCall::Rejected {
-            message,
-            requeue,
-            failure,
-        } => with_failure(Call::new("rejected").about(&message), &failure).with("requeue", requeue),
+        HookCall::Rejected { message, failure } => {
+            with_failure(Call::new("rejected").about(&message), &failure)
+        }
         HookCall::Raised { message, failure } => {
             with_failure(Call::new("raised").about(&message), &failure)
         }

@@ -3,6 +3,7 @@
 mod banner;
 mod detach;
 mod hooks;
+mod meter;
 mod pidfile;
 mod privileges;
 mod settings;
@@ -39,6 +40,8 @@ use settings::Environment;
 
 /// What `celery` exits with when the pidfile is taken (`EX_CANTCREAT`).
 const EX_CANTCREAT: u8 = 73;
+/// What threads for blocking calls get, in bytes.
+const STACK: usize = 2 * 1024 * 1024;
 /// How long the app's exit handlers may take at the end.
 const EXIT_HANDLERS: Duration = Duration::from_secs(10);
 
@@ -80,6 +83,7 @@ pub(crate) fn run(
     celeriac_net::install_tls_provider();
     // One thread: what children say and what their ends say must be read in one place.
     let runtime = tokio::runtime::Builder::new_current_thread()
+        .thread_stack_size(STACK)
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("The worker can't start: {error}")))?;
@@ -140,7 +144,7 @@ async fn start_and_run(
     let host_pid = host.pid();
     let (control, zygote) = host.split().await?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let (main, service) = Main::new(control);
+    let (main, service, asked) = Main::new(control);
     let journal = journal::open(
         &description.logging,
         arguments.log_format,
@@ -174,20 +178,25 @@ async fn start_and_run(
         let main_forks = main_forks.clone();
         async move { main_forks.fork().await }
     }));
+    let remote = &description.remote;
+    let heartbeat = remote.heartbeat.then(|| settings::heartbeat(&description));
+    let bus = settings::bus(&description, consumer.brokers.clone());
     let end = Worker::run(Parts {
         options,
         consumer,
+        bus,
         pool: Box::new(pool),
         hooks: Arc::new(hooks::MainHooks(main.clone())),
+        asked,
         journal,
         clock,
         orders,
         console: Box::new(console::print),
         revoked: description.revoked.clone(),
         keeps_state: description.worker.statedb.is_some(),
-        heartbeat: arguments
-            .heartbeat()
-            .filter(|_| description.has_receivers("heartbeat_sent")),
+        heartbeat,
+        signals_heartbeat: description.has_receivers("heartbeat_sent"),
+        meter: Box::new(meter::Linux),
         has_worker_steps: description.has_worker_steps,
         has_consumer_steps: description.has_consumer_steps,
     })
@@ -231,16 +240,7 @@ fn write_notices(description: &Description, arguments: &WorkerArguments, journal
              process; the processes that run tasks do not have it."
         )
     });
-    let events = description.worker.task_events.then(|| {
-        "Task events are on (-E, worker_send_task_events), but this version of celeriac sends none."
-            .to_owned()
-    });
-    let all = description
-        .warnings
-        .iter()
-        .cloned()
-        .chain(threads)
-        .chain(events);
+    let all = description.warnings.iter().cloned().chain(threads);
     for notice in all.chain(arguments.notices()) {
         journal.write(Record::new(Level::Warning, "celery.worker", notice));
     }

@@ -5,18 +5,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytestring::ByteString;
-use celeriac_broker::open::{self, open};
+use celeriac_broker::open::{self, open_all};
 use celeriac_config::Description;
 use celeriac_core::broker::Broker;
+use celeriac_core::bus::BusOptions;
 use celeriac_pool::prefork::machine::Limits;
 use celeriac_protocol::{AcceptContent, RateLimit};
 use celeriac_worker::autoscale::Autoscale;
-use celeriac_worker::core::Options;
+use celeriac_worker::control::bus;
+use celeriac_worker::core::{Options, RemoteOptions};
+use celeriac_worker::events::EventOptions;
 use celeriac_worker::receive::consumer;
 use celeriac_worker::receive::failover::{RetryPolicy, Strategy};
+use jiff::tz::TimeZone;
+use serde_json::{Map, Value, json};
 
 /// Celery's `worker_proc_alive_timeout`.
 const START_TIMEOUT: Duration = Duration::from_secs(4);
+/// Time between two heartbeats, as Celery has it.
+const HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// A setting that the worker can't work with.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,6 +90,7 @@ pub(super) fn worker(
             .map(|(name, task)| (name.as_str().into(), Arc::new(task.clone())))
             .collect(),
         rate_limits,
+        limits_rates: !worker.disable_rate_limits,
         accept: AcceptContent::new(description.accept_content.iter().cloned()),
         time_limits: worker.time_limits(),
         throttled_limit: throttled,
@@ -100,7 +108,93 @@ pub(super) fn worker(
         signals_received: description.has_receivers("task_received"),
         signals_rejected: description.has_receivers("task_rejected"),
         received_format: description.logging.received_format.clone(),
+        remote: remote(description),
     })
+}
+
+/// What the worker must know for remote control and events.
+fn remote(description: &Description) -> RemoteOptions {
+    let (worker, remote) = (&description.worker, &description.remote);
+    let pid = std::process::id();
+    let events = sends_events(description).then(|| EventOptions {
+        hostname: worker.hostname.clone(),
+        pid,
+        task_events: worker.task_events,
+        time_zone: TimeZone::system(),
+    });
+    // In JSON the limits are null where there are none.
+    let per_child = worker
+        .max_tasks_per_child
+        .map_or_else(|| json!("N/A"), |tasks| json!(tasks));
+    let pool_info = json!({
+        "implementation": "celery.concurrency.prefork:TaskPool",
+        "max-tasks-per-child": per_child,
+        "put-guarded-by-semaphore": false,
+        "timeouts": [worker.soft_time_limit.clone().unwrap_or_else(|| 0.into()),
+                     worker.time_limit.clone().unwrap_or_else(|| 0.into())],
+    });
+    RemoteOptions {
+        pid,
+        events,
+        mingles: remote.control && remote.mingle,
+        keeps_revokes: remote.keeps_revokes,
+        keeps_stamps: remote.keeps_stamps,
+        gossips: remote.gossip,
+        heartbeat: heartbeat(description).as_secs_f64(),
+        plain_replies: remote.control_serializer == "json",
+        plain_events: remote.event_serializer == "json",
+        reply_exchange: description.bus.reply_exchange(),
+        commands: remote
+            .commands
+            .iter()
+            .flat_map(|(name, command)| [Some(name), command.alias.as_ref()])
+            .flatten()
+            .chain(&remote.users)
+            .cloned()
+            .collect(),
+        overridden: remote.users.iter().cloned().collect(),
+        broker_info: remote.broker_info.clone(),
+        pool_info: match pool_info {
+            Value::Object(members) => members,
+            _ => Map::new(),
+        },
+        queues: description
+            .queues
+            .iter()
+            .map(|described| (described.queue.name.clone(), described.info.clone()))
+            .collect(),
+        software: ["py-celery", &remote.sw_ver, &remote.sw_sys].map(str::to_owned),
+    }
+}
+
+/// Whether any events are sent, as in `celery.worker.consumer.events.Events`.
+fn sends_events(description: &Description) -> bool {
+    let remote = &description.remote;
+    description.worker.task_events || remote.gossip || remote.heartbeat
+}
+
+/// The time between two heartbeats.
+pub(super) fn heartbeat(description: &Description) -> Duration {
+    let interval = description.remote.heartbeat_interval;
+    interval
+        .filter(|seconds| *seconds > 0.0)
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .unwrap_or(HEARTBEAT)
+}
+
+/// What remote control and events go over.
+pub(super) fn bus(description: &Description, brokers: Vec<Arc<dyn Broker>>) -> bus::Options {
+    let remote = &description.remote;
+    bus::Options {
+        brokers,
+        is_needed: remote.control || sends_events(description),
+        bus: BusOptions {
+            node: description.worker.hostname.clone(),
+            settings: description.bus.clone(),
+            hears_commands: remote.control,
+            hears_workers: remote.gossip,
+        },
+    }
 }
 
 /// The rate limits of all tasks that have one.
@@ -130,14 +224,12 @@ pub(super) fn consumer(
         transport: description.broker.transport_options.clone(),
         ssl: description.broker.ssl.clone(),
         connect_timeout: settings.connection_timeout(),
+        heartbeat: settings.heartbeat(),
+        node: Some(description.worker.hostname.clone()),
+        detects_quorum_queues: settings.worker_detect_quorum_queues,
+        delayed_delivery_queue_type: settings.broker_native_delayed_delivery_queue_type.clone(),
     };
-    let brokers: Result<Vec<Arc<dyn Broker>>, _> = description
-        .broker
-        .urls
-        .iter()
-        .map(|url| open(url, &options))
-        .collect();
-    let brokers = brokers.map_err(|error| Unusable {
+    let brokers = open_all(&description.broker.urls, &options).map_err(|error| Unusable {
         message: error.to_string(),
         hint: error.hint,
     })?;
@@ -151,7 +243,11 @@ pub(super) fn consumer(
                 .broker_connection_max_retries
                 .filter(|max| *max > 0),
         },
-        queues: description.queues.clone(),
+        queues: description
+            .queues
+            .iter()
+            .map(|described| described.queue.clone())
+            .collect(),
         purge,
     })
 }

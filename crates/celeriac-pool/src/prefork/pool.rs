@@ -102,6 +102,14 @@ struct Child {
     reader: AbortHandle,
 }
 
+/// A message that a child has not read.
+struct Unread {
+    /// Its job; `None` for the order to leave.
+    key: Option<RequestKey>,
+    message: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+}
+
 impl Drop for Child {
     fn drop(&mut self) {
         self.reader.abort();
@@ -266,26 +274,18 @@ impl PreforkPool {
         };
         // It counts as begun, though the child may not have come to it.
         let begun = self.machine.running(number);
-        let mut returns = Vec::new();
-        let mut keys = Vec::new();
-        let mut buffer = vec![0; frame::RECEIVE_BYTES];
-        while let Ok((length @ 1.., descriptors)) =
-            seqpacket::take_back(child.their_end.as_fd(), &mut buffer)
-        {
-            match frame::job_number(&buffer[..length]).map(RequestKey) {
-                Some(key) if Some(key) != begun => keys.push(key),
-                // It was not meant to be taken, nor the order to leave.
-                _ => returns.push((buffer[..length].to_vec(), descriptors)),
-            }
-        }
-        for (message, descriptors) in &returns {
-            let descriptors: Vec<_> = descriptors.iter().map(OwnedFd::as_fd).collect();
-            if let Err(error) = child.channel.try_send(&[message], &descriptors) {
+        let is_taken = |unread: &Unread| unread.key.is_some() && unread.key != begun;
+        // The job that has begun was not meant to be taken, nor was the order to leave.
+        let (taken, returns): (Vec<_>, Vec<_>) = child.unread().into_iter().partition(is_taken);
+        for unread in &returns {
+            let descriptors: Vec<_> = unread.descriptors.iter().map(OwnedFd::as_fd).collect();
+            if let Err(error) = child.channel.try_send(&[&unread.message], &descriptors) {
                 // There was room for it before: the child is gone, or of no use.
                 tracing::debug!(%error, "a child does not get its job back");
                 child.signal(Kill::Kill);
             }
         }
+        let keys: Vec<RequestKey> = taken.iter().filter_map(|unread| unread.key).collect();
         let now = self.now();
         self.machine.taken_back(number, &keys, now);
     }
@@ -355,6 +355,7 @@ impl PreforkPool {
             .children
             .get(&number)
             .map_or_else(Vec::new, Child::unread);
+        let unread: Vec<RequestKey> = unread.iter().filter_map(|unread| unread.key).collect();
         self.machine.exited(number, status, &unread, self.now());
     }
 
@@ -460,15 +461,21 @@ impl Child {
         }
     }
 
-    /// Jobs that nobody has read, now that the child is gone.
-    fn unread(&self) -> Vec<RequestKey> {
-        let mut keys = Vec::new();
+    /// Takes what the child has not read out of its channel.
+    fn unread(&self) -> Vec<Unread> {
+        let mut unread = Vec::new();
         let mut buffer = vec![0; frame::RECEIVE_BYTES];
-        while let Ok((length @ 1.., _)) = seqpacket::take_back(self.their_end.as_fd(), &mut buffer)
+        while let Ok((length @ 1.., descriptors)) =
+            seqpacket::take_back(self.their_end.as_fd(), &mut buffer)
         {
-            keys.extend(frame::job_number(&buffer[..length]).map(RequestKey));
+            let message = buffer[..length].to_vec();
+            unread.push(Unread {
+                key: frame::job_number(&message).map(RequestKey),
+                message,
+                descriptors,
+            });
         }
-        keys
+        unread
     }
 
     fn signal(&self, kill: Kill) {
@@ -514,11 +521,27 @@ impl Pool for PreforkPool {
         self.machine.size()
     }
 
+    fn processes(&self) -> Vec<(u32, u64)> {
+        self.machine.processes()
+    }
+
     fn resize(&mut self, size: usize) -> usize {
         let now = self.now();
         self.machine.resize(size, now);
         self.act();
         self.machine.size()
+    }
+
+    fn shrink(&mut self, by: usize) {
+        let now = self.now();
+        self.machine.shrink(by, now);
+        self.act();
+    }
+
+    fn restart(&mut self) {
+        let now = self.now();
+        self.machine.restart(now);
+        self.act();
     }
 
     fn close(&mut self) {

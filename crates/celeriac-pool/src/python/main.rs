@@ -19,6 +19,8 @@ use super::frame::Frame;
 const QUEUED_CALLS: usize = 8192;
 /// Of these, how many are kept for calls whose answers matter: what is only told is left out before.
 const KEPT_FOR_ANSWERS: usize = 1024;
+/// Commands of the app that wait for the worker.
+const QUEUED_COMMANDS: usize = 64;
 /// The call that ends main.
 const LEAVE: &str = "leave";
 /// How often a call is made that main did not survive.
@@ -94,6 +96,9 @@ impl Call {
     }
 }
 
+/// A command that the app asks of the worker, and its arguments.
+pub type Asked = (String, serde_json::Map<String, serde_json::Value>);
+
 type Answer = Result<serde_json::Value, CallError>;
 
 struct Queued {
@@ -114,16 +119,19 @@ pub struct Lost;
 
 impl Main {
     /// A main over `control`. The returned [`Service`] has to be run.
-    pub fn new(control: UnixStream) -> (Self, Service) {
+    ///
+    /// What the app asks of the worker, without having been called, comes out of the receiver: a
+    /// command of the remote control and its arguments.
+    pub fn new(control: UnixStream) -> (Self, Service, mpsc::Receiver<Asked>) {
         let (calls, queue) = mpsc::channel(QUEUED_CALLS);
-        (
-            Self { calls },
-            Service {
-                queue,
-                connection: Some(control),
-                pending: VecDeque::new(),
-            },
-        )
+        let (to_asked, asked) = mpsc::channel(QUEUED_COMMANDS);
+        let service = Service {
+            queue,
+            connection: Some(control),
+            pending: VecDeque::new(),
+            asked: to_asked,
+        };
+        (Self { calls }, service, asked)
     }
 
     /// Makes a call after those made before. It is made at once; the future waits for the answer.
@@ -171,6 +179,7 @@ pub struct Service {
     connection: Option<UnixStream>,
     /// Written, not answered, in order.
     pending: VecDeque<(u64, Queued)>,
+    asked: mpsc::Sender<Asked>,
 }
 
 impl std::fmt::Debug for Queued {
@@ -293,8 +302,21 @@ impl Service {
             ok: serde_json::Value,
             error: Option<String>,
         }
+        #[derive(Deserialize)]
+        struct Told {
+            command: String,
+            #[serde(default)]
+            arguments: serde_json::Map<String, serde_json::Value>,
+        }
         let Ok(answered) = serde_json::from_slice::<Answered>(text) else {
-            tracing::error!("the main process said something unexpected");
+            match serde_json::from_slice::<Told>(text) {
+                Ok(told) => {
+                    if self.asked.try_send((told.command, told.arguments)).is_err() {
+                        tracing::error!("the app asks too much at once: a command is left out");
+                    }
+                }
+                Err(_) => tracing::error!("the main process said something unexpected"),
+            }
             return;
         };
         let Some(at) = self

@@ -8,6 +8,7 @@
 //!
 //! The Python side is `python/celeriac/host`; its sources are part of the binary.
 
+pub mod client;
 pub mod frame;
 pub mod host;
 pub mod interpreter;

@@ -1,3 +1,4 @@
 //! Suites of behaviour.
 
 pub mod broker;
+pub mod bus;

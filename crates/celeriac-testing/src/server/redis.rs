@@ -89,6 +89,16 @@ impl RedisServer {
         self.process.wait().unwrap();
     }
 
+    /// Stops the server without a word, as a machine that hangs does.
+    pub fn stop(&self) {
+        super::signal(&self.process, "STOP");
+    }
+
+    /// Has it go on after [`RedisServer::stop`].
+    pub fn resume(&self) {
+        super::signal(&self.process, "CONT");
+    }
+
     /// Starts the server again after [`RedisServer::kill`], on the same port, with what it kept.
     pub fn restart(&mut self) {
         self.process = Self::spawn(self.port, &self.folder, &self.options);
@@ -100,22 +110,34 @@ impl RedisServer {
 
     /// Sends a command and returns the raw answer.
     pub fn command(&self, parts: &[&[u8]]) -> Vec<u8> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(5)))
-            .unwrap();
-        let mut request = format!("*{}\r\n", parts.len()).into_bytes();
-        for part in parts {
-            request.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
-            request.extend_from_slice(part);
-            request.extend_from_slice(b"\r\n");
-        }
-        stream.write_all(&request).unwrap();
-        let mut answer = vec![0; 65536];
-        let length = stream.read(&mut answer).unwrap();
-        answer.truncate(length);
-        answer
+        send(self.port, None, parts)
     }
+}
+
+/// Sends a command and returns the raw answer.
+pub(super) fn send(port: u16, password: Option<&str>, parts: &[&[u8]]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .unwrap();
+    if let Some(password) = password {
+        ask(&mut stream, &[b"AUTH", password.as_bytes()]);
+    }
+    ask(&mut stream, parts)
+}
+
+fn ask(stream: &mut TcpStream, parts: &[&[u8]]) -> Vec<u8> {
+    let mut request = format!("*{}\r\n", parts.len()).into_bytes();
+    for part in parts {
+        request.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
+        request.extend_from_slice(part);
+        request.extend_from_slice(b"\r\n");
+    }
+    stream.write_all(&request).unwrap();
+    let mut answer = vec![0; 65536];
+    let length = stream.read(&mut answer).unwrap();
+    answer.truncate(length);
+    answer
 }
 
 impl Drop for RedisServer {
@@ -130,7 +152,7 @@ impl Drop for RedisServer {
     clippy::disallowed_methods,
     reason = "a deadline for a server that never answers"
 )]
-fn wait_for_answer(port: u16, process: &mut Child) -> bool {
+pub(super) fn wait_for_answer(port: u16, process: &mut Child) -> bool {
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while std::time::Instant::now() < deadline {
         if process.try_wait().unwrap().is_some() {

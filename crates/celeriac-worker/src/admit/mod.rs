@@ -46,7 +46,7 @@ pub fn admit(head: &Head, revoked: &Revoked, now: Now) -> Admission {
     // Expired first: the id of an expired task is among the revoked ones when it comes again.
     if head.expires.is_some_and(|expires| now.wall > expires) {
         Admission::Discard(Discard::Expired)
-    } else if revoked.contains(&head.id) {
+    } else if revoked.contains(&head.id) || revoked.revoking_stamp(head).is_some() {
         Admission::Discard(Discard::Revoked)
     } else {
         match head.eta {

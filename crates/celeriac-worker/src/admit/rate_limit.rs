@@ -42,6 +42,29 @@ impl Buckets {
         }
     }
 
+    /// Changes the limit of a task, with a full bucket; answers with the requests that may pass now
+    /// because there is no limit any more.
+    pub fn set(
+        &mut self,
+        task: &ByteString,
+        limit: Option<RateLimit>,
+        now: Duration,
+    ) -> Vec<RequestKey> {
+        let waiting = self
+            .buckets
+            .remove(task)
+            .map(|bucket| bucket.waiting)
+            .unwrap_or_default();
+        let Some(limit) = limit else {
+            self.waiting -= waiting.len();
+            return waiting.into();
+        };
+        let tokens = TokenBucket::new(limit, now);
+        self.buckets
+            .insert(task.clone(), Bucket { tokens, waiting });
+        Vec::new()
+    }
+
     /// Whether a request may pass now. If not, it waits here, behind those before it.
     pub fn passes(&mut self, task: &ByteString, key: RequestKey, now: Duration) -> bool {
         let Some(bucket) = self.buckets.get_mut(task) else {
@@ -128,7 +151,13 @@ mod tests {
         // One that comes later does not overtake.
         assert!(!buckets.passes(&task, RequestKey(4), at(1000)));
         assert_eq!(buckets.take_due(at(1000)), [RequestKey(3)]);
-        buckets.remove(&task, RequestKey(4));
+        assert_eq!(buckets.set(&task, None, at(1000)), [RequestKey(4)]);
+        assert!(buckets.passes(&task, RequestKey(5), at(1000)));
+        let none = RateLimit::parse("1/h").unwrap();
+        assert_eq!(buckets.set(&task, none, at(1000)), []);
+        assert!(buckets.passes(&task, RequestKey(6), at(1000)));
+        assert!(!buckets.passes(&task, RequestKey(7), at(1000)));
+        buckets.remove(&task, RequestKey(7));
         assert!(buckets.is_empty());
         assert_eq!(buckets.next(at(1000)), None);
     }

@@ -9,10 +9,12 @@ use serde_json::{Map, Value, json};
 
 use super::{Continuation, Core, Effect};
 use crate::complete::disposition;
+use crate::control::python;
+use crate::events::event::TaskEvent;
 use crate::happening::Happening;
 use crate::hooks::HookCall;
 use crate::receive::decode::{self, Received};
-use crate::request::{Request, Stage};
+use crate::request::{Stage, Terminated};
 use crate::shutdown::Phase;
 
 /// How the process of a task ended.
@@ -29,6 +31,7 @@ pub(super) struct Loss {
 impl Core {
     /// The pool tells.
     pub fn pool_told(&mut self, events: Vec<PoolEvent>, free: usize, now: Now) {
+        self.read_at = now;
         for event in events {
             match event {
                 PoolEvent::Started { key, pid } => self.started(key, pid, now),
@@ -78,14 +81,13 @@ impl Core {
             return;
         };
         self.tell(&Happening::TaskAccepted { request, pid });
-        self.accepted += 1;
+        let acks_late = request.task.acks_late;
+        let name = request.head.task.clone();
+        self.count_begun(&name);
+        self.task_event(key, &TaskEvent::Started, now);
         let details = json!({"accepted": now.monotonic.as_secs_f64()});
         self.notify(key, "on_accepted", details, None);
-        if self
-            .requests
-            .get(&key)
-            .is_some_and(|request| !request.task.acks_late)
-        {
+        if !acks_late {
             self.settle(key, Fate::Ack);
         }
     }
@@ -104,11 +106,21 @@ impl Core {
             return;
         };
         if let Outcome::Left { status } = outcome {
+            if request.terminated.is_some() {
+                // A handler of its own ended it at the signal.
+                return self.terminated(key, |terminated| terminated.is_gone = true);
+            }
             let reason = exited_prematurely(ExitStatus::Code(status), None);
             return self.begin_loss(key, pid, seconds(since), reason, Some(status));
         }
         let fate = disposition::reported(&outcome, &request.task);
         let message = Arc::clone(&request.message);
+        if let Some(event) = end_event(&outcome) {
+            self.task_event(key, &event, self.read_at);
+        }
+        let Some(request) = self.requests.get(&key) else {
+            return;
+        };
         match outcome {
             Outcome::Success { result, runtime } => {
                 let runtime = runtime.map(|runtime| runtime.as_secs_f64());
@@ -121,40 +133,31 @@ impl Core {
             }
             Outcome::Retry(failure) => {
                 // Celery's `on_failure` is what calls `on_retry`.
-                let is_overridden = |method| {
-                    let request = self.requests.get(&key);
-                    request.is_some_and(|request| request.task.overrides(method))
-                };
-                let method = if is_overridden("on_failure") {
+                let method = if request.task.overrides("on_failure") {
                     "on_failure"
                 } else {
                     "on_retry"
                 };
                 self.notify(key, method, json!({}), Some(failure));
             }
-            Outcome::Failure(failure) | Outcome::Ignore(failure) => {
+            Outcome::Failure(failure)
+            | Outcome::Ignore(failure)
+            | Outcome::Reject {
+                requeue: true,
+                failure,
+            } => {
                 self.notify(key, "on_failure", json!({}), Some(failure));
             }
             Outcome::Undecodable { reason } => self.undecodable(&message, &reason),
-            Outcome::Invalid { reason } => {
-                return self.was_no_task(key, message, reason, fate);
-            }
+            Outcome::Invalid { reason } => self.announce_invalid(message, &reason),
             Outcome::Reject {
                 requeue: false,
                 failure,
             } => {
-                let call = HookCall::Rejected {
-                    message,
-                    requeue: false,
-                    failure,
-                };
-                return self.conclude(key, call, fate);
+                return self.conclude(key, HookCall::Rejected { message, failure }, fate);
             }
             Outcome::Raised(failure) => {
                 return self.conclude(key, HookCall::Raised { message, failure }, fate);
-            }
-            Outcome::Reject { failure, .. } => {
-                self.notify(key, "on_failure", json!({}), Some(failure));
             }
             Outcome::Left { .. } => {}
         }
@@ -162,24 +165,13 @@ impl Core {
         self.remove(key);
     }
 
-    fn was_no_task(
-        &mut self,
-        key: RequestKey,
-        message: Arc<celeriac_protocol::Message>,
-        reason: String,
-        fate: Fate,
-    ) {
-        self.tell(&Happening::InvalidTask {
-            reason: &reason,
-            message: &message,
-        });
-        if self.options.signals_rejected {
-            let reason = Some(reason);
-            self.effects
-                .push(Effect::Tell(HookCall::TaskRejected { message, reason }));
-        }
-        self.settle(key, fate);
-        self.remove(key);
+    /// Monitors are told that a task failed without its process having told them.
+    fn failed_event(&mut self, key: RequestKey, class: &str, reason: &str) {
+        let event = TaskEvent::Failed {
+            exception: &format!("{class}({reason})"),
+            traceback: Some(&format!("{class}: {reason}\n")),
+        };
+        self.task_event(key, &event, self.read_at);
     }
 
     /// Has main do what the end of a task asks for; then its message is settled.
@@ -192,7 +184,7 @@ impl Core {
         let Some(request) = self.requests.get(&key) else {
             return;
         };
-        let Some(limit) = self.limits(request).soft else {
+        let Some(limit) = request.time_limits(self.options.time_limits).soft else {
             return;
         };
         self.tell(&Happening::SoftTimeLimit { request, limit });
@@ -207,7 +199,7 @@ impl Core {
         let Stage::Running { since, .. } = request.stage else {
             return;
         };
-        let Some(limit) = self.limits(request).hard else {
+        let Some(limit) = request.time_limits(self.options.time_limits).hard else {
             return;
         };
         if disposition::runs_again_after_timeout(&request.task, request.is_settled) {
@@ -218,6 +210,7 @@ impl Core {
         }
         let message = Arc::clone(&request.message);
         let time_start = seconds(since);
+        self.failed_event(key, "TimeLimitExceeded", &limit.to_string());
         let call = HookCall::TimedOut {
             message,
             limit: number(limit),
@@ -227,16 +220,14 @@ impl Core {
         self.conclude(key, call, Fate::Ack);
     }
 
-    fn limits(&self, request: &Request) -> celeriac_protocol::TimeLimits {
-        let own = request.head.time_limits.or(request.task.time_limits());
-        own.or(self.options.time_limits)
-    }
-
     /// The process of a task is gone.
     fn lost(&mut self, key: RequestKey, pid: u32, cause: LossCause, now: Now) {
         let Some(request) = self.requests.get(&key) else {
             return;
         };
+        if let (Some(_), Stage::Running { .. }) = (request.terminated, request.stage) {
+            return self.terminated(key, |terminated| terminated.is_gone = true);
+        }
         let (since, message) = match request.stage {
             Stage::Running { since, .. } => (since, Arc::clone(&request.message)),
             Stage::Dying => {
@@ -257,6 +248,7 @@ impl Core {
                 // A late-acknowledged task runs again; of an early one Celery says that it will
                 // be retried, which nobody does.
                 let emit_retry = !request.task.acks_late;
+                self.task_event(key, &TaskEvent::Cancelled, now);
                 let call = HookCall::Cancelled {
                     message,
                     emit_retry,
@@ -272,13 +264,33 @@ impl Core {
         self.begin_loss(key, pid, seconds(since), reason, None);
     }
 
+    /// One more thing has happened to a task that was revoked while it ran. When its process is gone
+    /// and it is stored that it is revoked, its message is done with.
+    fn terminated(&mut self, key: RequestKey, happens: impl FnOnce(&mut Terminated)) {
+        let Some(request) = self.requests.get_mut(&key) else {
+            return;
+        };
+        let terminated = request.terminated.get_or_insert_default();
+        happens(terminated);
+        let Terminated { is_stored, is_gone } = *terminated;
+        if is_gone {
+            self.set_stage(key, Stage::Concluding);
+        }
+        if is_gone && is_stored {
+            self.settle(key, Fate::Ack);
+            self.remove(key);
+        }
+    }
+
     /// A task that counted as begun was never read by its process: it begins in another one.
     fn never_began(&mut self, key: RequestKey, now: Now) {
         let Some(request) = self.requests.get(&key) else {
             return;
         };
-        if request.is_settled && request.task.acks_late {
-            // Its lease is lost: it is somebody else's.
+        let is_elsewhere = request.is_settled && request.task.acks_late;
+        let comes_again = request.is_lost && !request.is_settled;
+        if is_elsewhere || comes_again {
+            // Its lease is lost, or its connection: others have its message, or will.
             self.remove(key);
         } else {
             // Its message may be acknowledged: then no other worker can run it.
@@ -347,24 +359,27 @@ impl Core {
         let Some(request) = self.requests.get(&key) else {
             return;
         };
-        let loss_fate =
-            disposition::lost(&request.task, request.is_settled, loss.retries_are_spent);
-        let fate = match loss_fate {
+        let spent = loss.retries_are_spent;
+        let (requeues, fate) = match disposition::lost(&request.task, request.is_settled, spent) {
             disposition::Loss::Requeue => {
                 let reason = &loss.reason;
                 self.tell(&Happening::LostAndRequeued { request, reason });
-                Fate::Requeue
+                (true, Fate::Requeue)
             }
-            disposition::Loss::Fail(fate) => fate,
+            disposition::Loss::Fail(fate) => (false, fate),
         };
-        let requeues = loss_fate == disposition::Loss::Requeue;
         if requeues && !request.task.overrides("on_failure") {
             self.settle(key, fate);
             self.remove(key);
             return;
         }
+        let message = Arc::clone(&request.message);
+        if !requeues {
+            let reason = python::quoted(&loss.reason);
+            self.failed_event(key, "WorkerLostError", &reason);
+        }
         let call = HookCall::Lost {
-            message: Arc::clone(&request.message),
+            message,
             reason: loss.reason,
             pid: loss.pid,
             time_start: loss.time_start,
@@ -388,6 +403,10 @@ impl Core {
                 self.remove(key);
             }
             Continuation::SettleMessage(tag, fate) => self.settle_message(tag, fate),
+            Continuation::Terminated(key) => {
+                self.hook_failed(key, "storing that it is revoked", &answer);
+                self.terminated(key, |terminated| terminated.is_stored = true);
+            }
             Continuation::LossChecked(key) => {
                 self.hook_failed(key, "asking for its result", &answer);
                 if answer == Ok(Value::Bool(true)) {
@@ -395,6 +414,11 @@ impl Core {
                     if let (Some(request), Some(loss)) = (self.requests.get(&key), loss) {
                         let reason = &loss.reason;
                         self.tell(&Happening::SucceededBeforeLoss { request, reason });
+                        let event = TaskEvent::Succeeded {
+                            result: "",
+                            runtime: None,
+                        };
+                        self.task_event(key, &event, now);
                     }
                     self.settle(key, Fate::Ack);
                     self.remove(key);
@@ -476,6 +500,30 @@ impl Core {
             details,
             failure,
         }));
+    }
+}
+
+/// What monitors are told when a process reports the end of its task.
+fn end_event(outcome: &Outcome) -> Option<TaskEvent<'_>> {
+    match outcome {
+        Outcome::Success { result, runtime } => Some(TaskEvent::Succeeded {
+            result,
+            runtime: runtime.map(|runtime| runtime.as_secs_f64()),
+        }),
+        Outcome::Failure(failure)
+        | Outcome::Raised(failure)
+        | Outcome::Reject {
+            requeue: false,
+            failure,
+        } => Some(TaskEvent::Failed {
+            exception: &failure.exception,
+            traceback: failure.traceback.as_deref(),
+        }),
+        Outcome::Retry(failure) => Some(TaskEvent::Retried {
+            exception: &failure.exception,
+            traceback: failure.traceback.as_deref(),
+        }),
+        _ => None,
     }
 }
 

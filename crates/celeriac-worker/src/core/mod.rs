@@ -4,8 +4,15 @@
 //! answers with [`Effect`]s. It does no I/O and reads no clock, so that a test, or a simulator, can
 //! make anything happen at any moment. [`crate::worker`] carries the effects out.
 
+mod adopt;
+mod bus;
+mod command;
 mod conclude;
+mod control;
+mod inspect;
 mod receive;
+mod remote;
+mod revoke;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -17,20 +24,29 @@ use std::time::Duration;
 use bytestring::ByteString;
 use celeriac_config::TaskOptions;
 use celeriac_core::broker::{Delivery, DeliveryTag, Fate, Settlement, Want};
+use celeriac_core::bus::Outgoing;
 use celeriac_core::clock::Now;
 use celeriac_core::journal::{Journal, Level};
 use celeriac_core::pool::{Job, RequestKey};
+use celeriac_core::queue::Queue;
 use celeriac_protocol::{AcceptContent, Message, RateLimit, TimeLimits};
+use serde_json::{Map, Value};
 
 use crate::admit::Admission;
 use crate::admit::eta::Held;
 use crate::admit::rate_limit::Buckets;
 use crate::autoscale::{Autoscale, Scale};
+use crate::control::mingle::Mingle;
+use crate::events::event::TaskEvent;
 use crate::happening::Happening;
 use crate::hooks::HookCall;
 use crate::request::{Request, Stage};
 use crate::revoked::Revoked;
 use crate::shutdown::{Order, Phase, Shutdown, Signal};
+use adopt::Adoption;
+use remote::Remote;
+
+pub use remote::RemoteOptions;
 
 /// Messages that are fetched at once at most, those with an ETA included.
 const FETCHED_AT_ONCE: usize = 256;
@@ -48,6 +64,8 @@ pub struct Options {
     pub tasks: HashMap<ByteString, Arc<TaskOptions>>,
     /// Rate limits of those that have one.
     pub rate_limits: Vec<(ByteString, RateLimit)>,
+    /// Whether rate limits hold at all (`worker_disable_rate_limits`).
+    pub limits_rates: bool,
     /// What may be opened.
     pub accept: AcceptContent,
     /// Limits for tasks without their own.
@@ -74,6 +92,8 @@ pub struct Options {
     pub signals_rejected: bool,
     /// `celery.app.trace.LOG_RECEIVED`
     pub received_format: String,
+    /// Remote control and events.
+    pub remote: RemoteOptions,
 }
 
 /// What is to be done.
@@ -87,6 +107,18 @@ pub enum Effect {
     Terminate(RequestKey, i32),
     /// Change the pool's size by so many processes.
     Scale(Scale),
+    /// Have so many processes of the pool leave when their job is done.
+    Shrink(usize),
+    /// Replace the pool's processes.
+    RestartPool,
+    /// Consume from a further queue.
+    AddQueue(Queue),
+    /// Consume from this queue no more.
+    CancelQueue(String),
+    /// Send a command to all nodes.
+    Broadcast(Message),
+    /// Send something over the bus that is written already.
+    Send(Outgoing),
     /// Have the pool finish its jobs and end.
     ClosePool,
     /// Have the pool end now.
@@ -120,6 +152,8 @@ enum Continuation {
     Received(RequestKey, Admission),
     /// The body of a message was opened.
     V1Opened(DeliveryTag, Arc<Message>),
+    /// It is stored that a task was revoked while it ran.
+    Terminated(RequestKey),
 }
 
 /// Everything the worker knows.
@@ -133,6 +167,8 @@ pub struct Core {
     buckets: Buckets,
     /// Requests that may begin, and since when.
     ready: VecDeque<(RequestKey, Duration)>,
+    /// Before this none of them has waited for too long that could be given back.
+    next_release: Duration,
     revoked: Revoked,
     continuations: HashMap<HookToken, Continuation>,
     /// How the process of a lost task ended, while it is asked whether the task had succeeded.
@@ -154,6 +190,14 @@ pub struct Core {
     accepted: u64,
     /// How many requests wait until receivers of `task_received` have seen them.
     announced: usize,
+    adoption: Adoption,
+    remote: Remote,
+    /// The pool's processes, each with how many jobs it was given, when last looked at.
+    processes: Vec<(u32, u64)>,
+    /// What the worker had used when last looked at.
+    rusage: Map<String, Value>,
+    /// The time at which the last thing happened.
+    read_at: Now,
     effects: Vec<Effect>,
 }
 
@@ -169,6 +213,7 @@ impl Core {
         for id in revoked {
             set.insert(&id, now.monotonic);
         }
+        let remote = Remote::new(options.remote.clone(), now.monotonic);
         Self {
             buckets: Buckets::new(options.rate_limits.iter().cloned(), now.monotonic),
             autoscale: options.autoscale,
@@ -181,6 +226,7 @@ impl Core {
             by_tag: HashMap::new(),
             held: Held::default(),
             ready: VecDeque::new(),
+            next_release: Duration::ZERO,
             continuations: HashMap::new(),
             losses: HashMap::new(),
             next_key: 1,
@@ -193,6 +239,11 @@ impl Core {
             running: 0,
             accepted: 0,
             announced: 0,
+            adoption: Adoption::default(),
+            remote,
+            processes: Vec::new(),
+            rusage: Map::new(),
+            read_at: now,
             effects: Vec::new(),
         }
     }
@@ -204,6 +255,14 @@ impl Core {
 
     /// How many messages are wanted, with a pool that can take `free` jobs.
     pub fn want(&self, free: usize) -> Want {
+        if self.is_connected && matches!(self.shutdown.phase(), Phase::Warm | Phase::Soft) {
+            // Nothing begins any more, but what runs may have lost its connection.
+            let sought = self.sought();
+            return Want {
+                runnable: sought,
+                total: sought,
+            };
+        }
         let stops = !self.is_connected
             || self.shutdown.phase() != Phase::Running
             || self.continuations.len() >= HOOKS_IN_FLIGHT
@@ -214,6 +273,7 @@ impl Core {
         let runnable = self
             .capacity(free)
             .saturating_sub(self.ready.len() + self.announced)
+            .saturating_add(self.sought())
             .min(room);
         if stops || runnable == 0 {
             return Want::NONE;
@@ -231,8 +291,10 @@ impl Core {
     }
 
     /// The broker is reached.
-    pub fn connected(&mut self) {
+    pub fn connected(&mut self, now: Now) {
+        self.read_at = now;
         self.is_connected = true;
+        self.search_for_orphans(now);
     }
 
     /// The connection to the broker is lost.
@@ -248,11 +310,13 @@ impl Core {
 
     /// Messages came.
     pub fn delivered(&mut self, deliveries: Vec<Delivery>, free: usize, now: Now) {
+        self.read_at = now;
         if self.shutdown.phase() != Phase::Running {
-            // They were under way when the shutdown began.
+            // They were under way when the shutdown began, or belong to what still runs.
             for delivery in deliveries {
-                self.settle_message(delivery.tag, Fate::Release);
+                self.adopt_or_give_back(&delivery, now);
             }
+            self.end_search();
             return;
         }
         for delivery in deliveries {
@@ -293,8 +357,12 @@ impl Core {
         free: usize,
         now: Now,
     ) {
+        self.read_at = now;
         if let Some(continuation) = self.continuations.remove(&token) {
             self.proceed(continuation, answer, now);
+            self.dispatch(free, now);
+        } else if let Some(awaited) = self.remote.awaited.remove(&token) {
+            self.main_answered(awaited, answer, now);
             self.dispatch(free, now);
         }
     }
@@ -367,9 +435,14 @@ impl Core {
 
     /// Does what has come due.
     pub fn tick(&mut self, free: usize, now: Now) {
+        self.read_at = now;
         if self.soft_until.is_some_and(|at| at <= now.monotonic) {
             self.cold_shutdown();
         }
+        self.end_mingle(now);
+        self.end_waiting_for_store(now);
+        self.look_for_missed(now);
+        self.end_search();
         while let Some(key) = self.held.take_due(now.wall) {
             self.eta_came(key, now);
         }
@@ -399,7 +472,13 @@ impl Core {
             // What has waited for longer is bound to this worker: only the pool can help.
             at.checked_sub(now.monotonic).unwrap_or(Duration::MAX)
         });
-        [soft, held, throttled, scale, ready]
+        let mingle = self.remote.mingle.as_ref().map(Mingle::until);
+        let look = self.remote.options.gossips.then_some(self.remote.next_look);
+        let search = self.search_until();
+        let store = self.remote.store_until;
+        let bus = [mingle, store, look, search].into_iter().flatten().min();
+        let bus = bus.map(|at| at.saturating_sub(now.monotonic));
+        [soft, held, throttled, scale, ready, bus]
             .into_iter()
             .flatten()
             .min()
@@ -439,6 +518,7 @@ impl Core {
             && !waits_idle
             && self.pool_is_closed
             && self.requests.is_empty()
+            && !self.has_set_aside()
             && self.continuations.is_empty()
     }
 
@@ -452,11 +532,6 @@ impl Core {
         self.revoked.ids()
     }
 
-    /// How many tasks have begun since the worker started.
-    pub fn accepted(&self) -> u64 {
-        self.accepted
-    }
-
     fn tell(&self, happening: &Happening<'_>) {
         if self.journal.writes(happening.level()) {
             self.journal.write(happening.record());
@@ -468,11 +543,33 @@ impl Core {
     }
 
     fn settle(&mut self, key: RequestKey, fate: Fate) {
+        let is_first = |request: &Request| !request.is_settled;
+        if self.requests.get(&key).is_some_and(is_first) {
+            self.remember_fate(key, fate);
+        }
         let settlement = self
             .requests
             .get_mut(&key)
             .and_then(|request| request.settle(fate));
+        if settlement.is_some() && matches!(fate, Fate::Reject | Fate::Requeue) {
+            let requeue = fate == Fate::Requeue;
+            self.task_event(key, &TaskEvent::Rejected { requeue }, self.read_at);
+        }
         self.effects.extend(settlement.map(Effect::Settle));
+    }
+
+    /// Tells monitors of a task.
+    fn task_event(&mut self, key: RequestKey, event: &TaskEvent<'_>, now: Now) {
+        let Some(request) = self.requests.get(&key) else {
+            return;
+        };
+        if let Some(events) = &mut self.remote.events
+            && request.task.send_events
+            && events.sends_tasks()
+        {
+            let members = event.members(&request.head.id);
+            events.task(event.kind(), &members, &mut self.remote.clock, now);
+        }
     }
 
     /// Moves a request to another stage.
@@ -487,6 +584,7 @@ impl Core {
     fn remove(&mut self, key: RequestKey) -> Option<Request> {
         let request = self.requests.remove(&key)?;
         self.by_tag.remove(&request.tag);
+        self.forget_orphan(key);
         self.count(request.stage, Stage::Concluding);
         Some(request)
     }
@@ -499,16 +597,20 @@ impl Core {
                 Stage::Submitted { .. } | Stage::Running { .. } | Stage::Dying
             )
         };
-        let is_running = |stage| matches!(stage, Stage::Running { .. });
         self.busy = self.busy + usize::from(is_busy(after)) - usize::from(is_busy(before));
         self.running =
-            self.running + usize::from(is_running(after)) - usize::from(is_running(before));
+            self.running + usize::from(after.is_running()) - usize::from(before.is_running());
+    }
+
+    /// A name for a hook that is about to be called.
+    fn token(&mut self) -> HookToken {
+        self.next_token += 1;
+        HookToken(self.next_token - 1)
     }
 
     /// Has a hook called, and goes on when it has answered.
     fn call(&mut self, call: HookCall, continuation: Continuation) {
-        let token = HookToken(self.next_token);
-        self.next_token += 1;
+        let token = self.token();
         self.continuations.insert(token, continuation);
         self.effects.push(Effect::Call(token, call));
     }

@@ -11,6 +11,7 @@ use celeriac_protocol::{Head, Message, content};
 
 use super::{Continuation, Core, Effect};
 use crate::admit::{Admission, Discard, admit};
+use crate::events::event::TaskEvent;
 use crate::happening::Happening;
 use crate::hooks::HookCall;
 use crate::receive::decode::{self, Received};
@@ -49,7 +50,8 @@ impl Core {
             Received::Invalid(invalid) => self.invalid_came(tag, message, &invalid),
             Received::Unknown => {
                 self.tell(&Happening::UnknownMessage { message: &message });
-                self.reject(tag, message, None);
+                self.announce_rejected(message, None);
+                self.settle_message(tag, Fate::Reject);
             }
             Received::Undecodable(reason) => {
                 self.undecodable(&message, &reason);
@@ -84,11 +86,17 @@ impl Core {
     }
 
     fn invalid(&mut self, tag: DeliveryTag, message: Arc<Message>, reason: &str) {
+        self.announce_invalid(message, reason);
+        self.settle_message(tag, Fate::Reject);
+    }
+
+    /// Tells of a message that is no task's.
+    pub(super) fn announce_invalid(&mut self, message: Arc<Message>, reason: &str) {
         self.tell(&Happening::InvalidTask {
             reason,
             message: &message,
         });
-        self.reject(tag, message, Some(reason.to_owned()));
+        self.announce_rejected(message, Some(reason.to_owned()));
     }
 
     fn unknown_task(
@@ -102,6 +110,11 @@ impl Core {
             task,
             message: &message,
         });
+        if let (Some(events), Some(id)) = (&mut self.remote.events, id) {
+            let event = TaskEvent::NotRegistered(task);
+            let clock = &mut self.remote.clock;
+            events.task(event.kind(), &event.members(id), clock, self.read_at);
+        }
         let (task, id) = (task.to_owned(), id.map(str::to_owned));
         let call = HookCall::TaskUnknown { message, task, id };
         self.call(call, Continuation::SettleMessage(tag, Fate::Reject));
@@ -117,6 +130,11 @@ impl Core {
             let reason = format!("Refusing to deserialize untrusted content of type {name}");
             return self.invalid(tag, message, &reason);
         }
+        if self.adopts(tag, &head, &message, now) {
+            return;
+        }
+        let mut head = head;
+        self.remote.forget_declared_limits(&mut head);
         let key = RequestKey(self.next_key);
         self.next_key += 1;
         let stage = Stage::Ready { is_bound: false };
@@ -128,6 +146,8 @@ impl Core {
             task,
             stage,
             is_settled: false,
+            is_lost: false,
+            terminated: None,
         };
         if self.is_told(Level::Info) {
             let format = &self.options.received_format;
@@ -142,6 +162,14 @@ impl Core {
         self.requests.insert(key, request);
         if let Admission::Discard(why) = admission {
             return self.discard(key, why, now);
+        }
+        if let Some(request) = self.requests.get(&key)
+            && self.is_told_of(request.task.send_events)
+            && let Some(events) = &mut self.remote.events
+        {
+            let event = TaskEvent::Received(request);
+            let members = event.members(&request.head.id);
+            events.task(event.kind(), &members, &mut self.remote.clock, now);
         }
         if self.options.signals_received {
             // Receivers see the task before it runs.
@@ -188,7 +216,15 @@ impl Core {
         let Some(request) = self.requests.get(&key) else {
             return;
         };
-        self.tell(&Happening::TaskDiscarded { request });
+        let stamp = match why {
+            Discard::Revoked => self.revoked.revoking_stamp(&request.head),
+            Discard::Expired => None,
+        };
+        let stamp = stamp.filter(|_| !self.revoked.contains(&request.head.id));
+        self.tell(&Happening::TaskDiscarded {
+            request,
+            stamp: stamp.as_deref(),
+        });
         let message = Arc::clone(&request.message);
         if why == Discard::Expired {
             let id = request.head.id.clone();
@@ -196,20 +232,27 @@ impl Core {
         }
         self.set_stage(key, Stage::Concluding);
         let expired = why == Discard::Expired;
+        let event = TaskEvent::Revoked {
+            terminated: false,
+            signum: None,
+            expired,
+        };
+        self.task_event(key, &event, now);
         let call = HookCall::TaskRevoked {
             message,
             reason: why.reason(),
+            terminated: false,
+            signum: None,
             expired,
         };
         self.call(call, Continuation::Settle(key, Fate::Ack));
     }
 
-    fn reject(&mut self, tag: DeliveryTag, message: Arc<Message>, reason: Option<String>) {
+    fn announce_rejected(&mut self, message: Arc<Message>, reason: Option<String>) {
         if self.options.signals_rejected {
             self.effects
                 .push(Effect::Tell(HookCall::TaskRejected { message, reason }));
         }
-        self.settle_message(tag, Fate::Reject);
     }
 
     pub(super) fn settle_message(&mut self, tag: DeliveryTag, fate: Fate) {

@@ -33,21 +33,26 @@ impl Core {
             };
             free -= usize::from(self.submit(key, now));
         }
-        if self
-            .ready
-            .iter()
-            .any(|(_, since)| *since + RELEASE_AFTER <= now.monotonic)
-        {
+        self.end_search();
+        // Tens of thousands may be here whose ETA has come: they are not looked through each time.
+        if self.next_release > now.monotonic || self.searches() {
+            return;
+        }
+        let is_old = |(_, since): &(_, Duration)| *since + RELEASE_AFTER <= now.monotonic;
+        if self.ready.iter().any(is_old) {
+            self.next_release = now.monotonic + RELEASE_AFTER;
             let waiting = std::mem::take(&mut self.ready);
             for (key, since) in waiting {
-                let is_old = since + RELEASE_AFTER <= now.monotonic;
                 let is_bound = self
                     .requests
                     .get(&key)
                     .is_none_or(|request| request.stage == Stage::Ready { is_bound: true });
-                if is_old && !is_bound {
+                if !is_bound && is_old(&(key, since)) {
                     self.release(key);
                 } else {
+                    if !is_bound {
+                        self.next_release = self.next_release.min(since + RELEASE_AFTER);
+                    }
                     self.ready.push_back((key, since));
                 }
             }
@@ -67,7 +72,8 @@ impl Core {
             self.discard(key, why, now);
             return false;
         }
-        let job = request.job(&self.options.hostname, self.options.time_limits);
+        let is_told = self.is_told_of(request.task.send_events);
+        let job = request.job(&self.options.hostname, self.options.time_limits, is_told);
         self.set_stage(key, Stage::Submitted { is_bound });
         self.effects.push(Effect::Submit(job));
         true
@@ -81,9 +87,10 @@ impl Core {
         let Stage::Submitted { is_bound } = request.stage else {
             return;
         };
-        let is_lost = request.is_settled;
+        // It is somebody else's, or will be delivered again.
+        let is_gone = request.is_settled || request.is_lost;
         self.set_stage(key, Stage::Ready { is_bound });
-        if is_lost {
+        if is_gone {
             self.remove(key);
         } else if self.shutdown.phase() == Phase::Running {
             self.ready.push_front((key, now.monotonic));
@@ -119,17 +126,21 @@ impl Core {
     }
 
     /// The connection is lost, and with it the messages that it fetched: the broker delivers them
-    /// again. What runs goes on; what does not is forgotten.
+    /// again. What does not run is forgotten; what runs goes on, and takes its message over.
     pub(super) fn forget_fetched(&mut self) {
         let fetched: Vec<RequestKey> = self.requests.keys().copied().collect();
+        // All that are in it go: they need not be taken out one by one.
+        self.ready.clear();
         for key in fetched {
             let Some(request) = self.requests.get_mut(&key) else {
                 continue;
             };
-            request.is_settled = true;
+            request.is_lost = true;
             if request.stage.is_waiting() {
                 self.withdraw(key);
                 self.remove(key);
+            } else {
+                self.orphan(key);
             }
         }
         self.by_tag.clear();

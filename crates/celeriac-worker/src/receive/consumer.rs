@@ -3,15 +3,16 @@
 //! Celery's counterpart: `celery.worker.consumer.consumer.Consumer` with its `Connection` and
 //! `Tasks` steps.
 
+use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use celeriac_core::broker::{
-    Broker, Delivery, DeliveryTag, Error, Fate, Retry, Session, Settlement, Want,
+    Broker, Delivery, DeliveryTag, Error, ErrorKind, Fate, Retry, Session, Settlement, Want,
 };
-use celeriac_core::journal::Journal;
+use celeriac_core::journal::{Journal, Level};
 use celeriac_core::queue::Queue;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -24,7 +25,7 @@ use crate::happening::Happening;
 const QUEUED_EVENTS: usize = 16;
 /// How long acknowledgements wait for a claim to go along with. A worker that is killed meanwhile
 /// has those tasks run again, as it would while they are on their way.
-const ACKS_WAIT: Duration = Duration::from_millis(2);
+const ACKS_WAIT: Duration = Duration::from_millis(5);
 /// How long leaving the broker in order may take.
 const LEAVING: Duration = Duration::from_secs(10);
 
@@ -45,8 +46,8 @@ pub struct Options {
 /// What a consumer tells.
 #[derive(Debug)]
 pub enum Event {
-    /// It consumes.
-    Connected,
+    /// It consumes, from the broker of this number.
+    Connected(usize),
     /// Messages that waited at the start were deleted.
     Purged(u64),
     /// Messages came: the batch of this number, from 1.
@@ -69,8 +70,16 @@ struct Wishes {
     /// The number of batches that the worker knew of when it said what it wants.
     seen: u64,
     stops: bool,
+    changes: Vec<Change>,
     /// Whether acknowledgements wait for a claim to go along with: more of them need not be told.
     holds_acks: bool,
+}
+
+/// A change of what is consumed.
+#[derive(Debug)]
+enum Change {
+    Add(Queue),
+    Cancel(String),
 }
 
 #[derive(Debug, Default)]
@@ -106,6 +115,7 @@ impl Handle {
             purges: options.purge,
             brokers: options.brokers,
             queues: options.queues,
+            added: HashSet::new(),
             journal,
             shared: Arc::clone(&shared),
             events: to_events,
@@ -147,6 +157,21 @@ impl Handle {
         }
     }
 
+    /// Has it consume from a further queue, now and whenever it connects.
+    pub fn add_queue(&self, queue: Queue) {
+        self.change(Change::Add(queue));
+    }
+
+    /// Has it consume from a queue no more.
+    pub fn cancel_queue(&self, queue: String) {
+        self.change(Change::Cancel(queue));
+    }
+
+    fn change(&self, change: Change) {
+        self.shared.wishes().changes.push(change);
+        self.shared.changed.notify_one();
+    }
+
     /// Has it settle what is left, and leave the broker.
     pub fn stop(&self) {
         self.shared.wishes().stops = true;
@@ -161,6 +186,8 @@ fn is_ack(settlement: &Settlement) -> bool {
 struct Consumer {
     brokers: Vec<Arc<dyn Broker>>,
     queues: Vec<Queue>,
+    /// Names of those that the app does not consume by itself.
+    added: HashSet<String>,
     failover: Failover,
     max_retries: Option<u32>,
     epochs: Epochs,
@@ -171,6 +198,23 @@ struct Consumer {
     unsettled: Unsettled,
     /// How many batches of messages were delivered.
     batches: u64,
+}
+
+/// Why there is no connection to consume over.
+struct Unconnected {
+    error: Error,
+    /// Whether a queue exists otherwise than the app declares it: no time and no other server of
+    /// the same app helps, whether it is noticed at the start or after a connection was lost.
+    is_misdeclared: bool,
+}
+
+impl From<Error> for Unconnected {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            is_misdeclared: false,
+        }
+    }
 }
 
 /// Why consuming ended.
@@ -192,25 +236,32 @@ impl Consumer {
                 connected = self.connect(&*broker) => connected,
                 () = stopped(&shared) => break,
             };
-            let error = match connected {
+            let Unconnected {
+                error,
+                is_misdeclared,
+            } = match connected {
                 Ok((session, epoch)) => {
-                    self.tell(Event::Connected).await;
+                    self.tell(Event::Connected(self.failover.current())).await;
                     match self.consume(session, epoch).await {
                         Ended::Stopped => break,
                         Ended::Lost { error, worked } => {
                             self.unsettled.forget_lost(&self.epochs);
                             self.tell(Event::Lost).await;
                             if worked {
-                                let error = with_hint(&error);
+                                let error = error.in_full();
                                 self.write(&Happening::ConnectionLost { error: &error });
                                 continue;
                             }
-                            error
+                            error.into()
                         }
                     }
                 }
-                Err(error) => error,
+                Err(unconnected) => unconnected,
             };
+            if is_misdeclared {
+                self.give_up(&*broker, &error.in_full()).await;
+                break;
+            }
             if !self.failed(&*broker, &error).await {
                 break;
             }
@@ -220,10 +271,27 @@ impl Consumer {
     }
 
     /// Connects, and consumes from all queues.
-    async fn connect(&mut self, broker: &dyn Broker) -> Result<(Box<dyn Session>, Epoch), Error> {
+    async fn connect(
+        &mut self,
+        broker: &dyn Broker,
+    ) -> Result<(Box<dyn Session>, Epoch), Unconnected> {
         let mut session = broker.connect().await?;
-        for queue in self.queues.iter().filter(|queue| !queue.no_declare) {
-            session.declare(queue).await?;
+        // All queues are declared below.
+        let _ = self.take_changes();
+        let declared = self.queues.iter().filter(|queue| !queue.no_declare);
+        for queue in declared.cloned().collect::<Vec<_>>() {
+            let Err(error) = session.declare(&queue).await else {
+                continue;
+            };
+            let is_misdeclared = error.kind == ErrorKind::Configuration;
+            if is_misdeclared && self.added.contains(&queue.name) {
+                // A slip of whoever added it must not end the worker.
+                return Err(self.refuse(&queue, error).into());
+            }
+            return Err(Unconnected {
+                error,
+                is_misdeclared,
+            });
         }
         if self.purges {
             let mut purged = 0;
@@ -245,7 +313,7 @@ impl Consumer {
     /// Waits before the next attempt; false when there is to be none.
     async fn failed(&mut self, broker: &dyn Broker, error: &Error) -> bool {
         let url = broker.display_url();
-        let text = with_hint(error);
+        let text = error.in_full();
         let random = RandomState::new().build_hasher().finish();
         let next = self.failover.failed(error.retry() == Retry::Never, random);
         match next {
@@ -279,13 +347,19 @@ impl Consumer {
                 }
             }
             Next::GiveUp => {
-                let reason = format!("consumer: Cannot connect to {url}: {text}. Giving up.");
-                self.write(&Happening::GaveUp { reason: &reason });
-                self.tell(Event::GaveUp).await;
-                stopped(&self.shared).await;
+                self.give_up(broker, &text).await;
                 false
             }
         }
+    }
+
+    /// Says that there is no use in trying again, and waits for the worker to end.
+    async fn give_up(&self, broker: &dyn Broker, text: &str) {
+        let url = broker.display_url();
+        let reason = format!("consumer: Cannot connect to {url}: {text}. Giving up.");
+        self.write(&Happening::GaveUp { reason: &reason });
+        self.tell(Event::GaveUp).await;
+        stopped(&self.shared).await;
     }
 
     /// Consumes over one connection.
@@ -306,6 +380,13 @@ impl Consumer {
                     Err(error) => return Ended::Lost { error, worked },
                 }
             }
+            for change in self.take_changes() {
+                // A new queue may have messages.
+                is_dry = false;
+                if let Err(error) = self.apply(&mut *session, change).await {
+                    return Ended::Lost { error, worked };
+                }
+            }
             let (want, stops) = self.take_wishes();
             let claims = !(want.is_none() || is_dry);
             // Acknowledgements go along with the next claim, if there is one soon.
@@ -322,6 +403,8 @@ impl Consumer {
             }
             acks_by = None;
             let settlements = self.unsettled.take(epoch);
+            // The worker may have learnt too late that a connection was lost.
+            self.unsettled.forget_lost(&self.epochs);
             if stops {
                 return self.leave(session, epoch, &settlements).await;
             }
@@ -352,6 +435,67 @@ impl Consumer {
                 Err(error) => return Ended::Lost { error, worked },
             }
         }
+    }
+
+    /// Takes the changes of what is to be consumed, and keeps them for the next connection.
+    fn take_changes(&mut self) -> Vec<Change> {
+        let changes = std::mem::take(&mut self.shared.wishes().changes);
+        for change in &changes {
+            let name = match change {
+                Change::Add(queue) => &queue.name,
+                Change::Cancel(name) => name,
+            };
+            let is_known = self.queues.iter().any(|queue| queue.name == *name);
+            self.queues.retain(|queue| queue.name != *name);
+            match change {
+                Change::Add(queue) => {
+                    if !is_known {
+                        self.added.insert(name.clone());
+                    }
+                    self.queues.push(queue.clone());
+                }
+                Change::Cancel(_) => drop(self.added.remove(name)),
+            }
+        }
+        changes
+    }
+
+    /// Consumes from a further queue, or from one no more. A queue that can't be had is told of,
+    /// and the others are consumed on.
+    async fn apply(&mut self, session: &mut dyn Session, change: Change) -> Result<(), Error> {
+        let queue = match change {
+            Change::Cancel(name) => return session.cancel(&name).await,
+            Change::Add(queue) => queue,
+        };
+        let adding = async {
+            if !queue.no_declare {
+                session.declare(&queue).await?;
+            }
+            session.subscribe(&queue).await
+        };
+        match adding.await {
+            Ok(()) => {
+                let queue = &queue.name;
+                self.write(&Happening::StartedConsuming { queue });
+                Ok(())
+            }
+            Err(error) if error.retry() == Retry::Never => Err(self.refuse(&queue, error)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives up a queue that was added and can't be had; what is left is to connect again, for the
+    /// broker may have closed the channel over it.
+    fn refuse(&mut self, queue: &Queue, error: Error) -> Error {
+        self.queues.retain(|known| known.name != queue.name);
+        self.added.remove(&queue.name);
+        let text = format!("Can't consume from {}: {}", queue.name, error.in_full());
+        self.write(&Happening::Remote {
+            level: Level::Error,
+            logger: "celery.worker.control",
+            text: &text,
+        });
+        Error::new(ErrorKind::Connection, error.message)
     }
 
     /// Rests until the worker wants something else, messages may have come (then it answers with
@@ -481,12 +625,4 @@ async fn stopped(shared: &Shared) {
     }
     // Whoever asks next is to know as well.
     shared.changed.notify_one();
-}
-
-/// What went wrong, and what to do about it.
-fn with_hint(error: &Error) -> String {
-    match &error.hint {
-        Some(hint) => format!("{error} ({hint})"),
-        None => error.to_string(),
-    }
 }

@@ -120,21 +120,25 @@ impl Failover {
             Next::GiveUp
         } else if completes_cycle {
             let cycles = self.failures / self.order.len() as u32;
-            let wait = Linear::BROKER.wait(cycles.saturating_sub(1));
-            Next::Wait(if self.was_connected {
-                wait.min(LONGEST_ABSENCE)
+            let waits = if self.was_connected {
+                RETURNING
             } else {
-                wait
-            })
+                Linear::BROKER
+            };
+            Next::Wait(waits.wait(cycles.saturating_sub(1)))
         } else {
             Next::Failover
         }
     }
 }
 
-/// The longest wait of a worker that may hold messages: others, who are back already, take it for
-/// dead after 10 s without a sign of life.
-const LONGEST_ABSENCE: Duration = Duration::from_secs(4);
+/// The waits of a worker that may hold messages: others, who are back already, take it for dead
+/// after 10 s without a sign of life, and its own tasks look for the copies of their messages.
+const RETURNING: Linear = Linear {
+    start: Duration::from_millis(500),
+    step: Duration::from_millis(500),
+    max: Duration::from_secs(4),
+};
 
 /// Fisher and Yates' shuffle, with a small generator of its own (splitmix64).
 fn shuffle(order: &mut [usize], mut random: u64) {
@@ -167,7 +171,9 @@ mod tests {
         let waits: Vec<Next> = (0..3).map(|_| failover.failed(false, 0)).collect();
         assert_eq!(waits, [wait(2), wait(4), wait(6)]);
         failover.succeeded();
-        assert_eq!(failover.failed(false, 0), wait(2));
+        let soon = Next::Wait(Duration::from_millis(500));
+        assert_eq!(failover.failed(false, 0), soon, "it is missed elsewhere");
+        assert_eq!(failover.failed(false, 0), wait(1));
     }
 
     #[test]
@@ -233,7 +239,8 @@ mod tests {
 
         let mut failover = Failover::new(1, Strategy::RoundRobin, CELERYS);
         failover.succeeded();
-        assert_eq!(failover.failed(true, 0), wait(2));
+        let soon = Next::Wait(Duration::from_millis(500));
+        assert_eq!(failover.failed(true, 0), soon);
     }
 
     #[test]

@@ -3,4 +3,4 @@
 pub mod consumer;
 pub mod decode;
 pub mod failover;
-mod tags;
+pub(crate) mod tags;

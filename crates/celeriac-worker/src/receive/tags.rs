@@ -9,6 +9,11 @@ use celeriac_core::broker::{DeliveryTag, Fate, Settlement};
 /// Bits of a tag that are the broker's own.
 const OWN_BITS: u32 = 40;
 
+/// The connection, or the broker whose tags outlive connections, that gave a tag.
+pub(crate) fn connection_of(tag: DeliveryTag) -> u64 {
+    tag.0 >> OWN_BITS
+}
+
 /// Names what a tag is valid for: a broker whose tags outlive connections, or one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Epoch(u64);

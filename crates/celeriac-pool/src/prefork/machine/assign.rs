@@ -122,6 +122,7 @@ impl Machine {
         let Some(child) = self.children.get_mut(&number) else {
             return;
         };
+        child.given += 1;
         child.jobs.push_back(Assigned {
             key: job.key,
             task: job.task.clone(),

@@ -17,6 +17,8 @@ pub(super) struct Child {
     /// The first runs, the others are ahead of it in its channel.
     pub(super) jobs: VecDeque<Assigned>,
     pub(super) tasks_left: Option<u64>,
+    /// How many jobs it was given.
+    pub(super) given: u64,
     /// It is to leave when its jobs are done.
     pub(super) retires: bool,
     /// Its successor may be forked, or is.

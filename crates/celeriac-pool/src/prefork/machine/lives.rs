@@ -232,6 +232,7 @@ impl Machine {
                     start_by: Duration::MAX,
                     jobs: VecDeque::new(),
                     tasks_left: self.limits.max_tasks_per_child,
+                    given: 0,
                     retires: false,
                     is_replaced: false,
                     leave_by: None,

@@ -27,6 +27,8 @@ use super::frame::AfterJob;
 
 /// A job that runs for so long with others behind it is not the short one it was taken for.
 const TAKE_BACK_AFTER: Duration = Duration::from_millis(20);
+/// Its number is the same on every Linux.
+const SIGUSR1: i32 = 10;
 /// Between SIGTERM and SIGKILL for a job that is over its hard limit, as in billiard.
 const TERM_GRACE: Duration = Duration::from_millis(100);
 /// How long a child that was told to leave may take for its exit hooks.
@@ -184,6 +186,15 @@ impl Machine {
             .filter_map(|child| child.pid)
     }
 
+    /// The children that are up, each with how many jobs it was given.
+    pub fn processes(&self) -> Vec<(u32, u64)> {
+        self.children
+            .values()
+            .filter(|child| child.is_up)
+            .filter_map(|child| Some((child.pid?, child.given)))
+            .collect()
+    }
+
     /// Numbers and process ids of the children that run a job and have a limit of memory.
     pub fn watched(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
         let is_limited = self.limits.max_memory_per_child.is_some();
@@ -209,6 +220,12 @@ impl Machine {
             Some((*number, child, at))
         });
         match found {
+            // Celery's users end a task gently by it: it is the soft time limit's signal.
+            Some((number, child, 0)) if signal == SIGUSR1 => {
+                let begun = child.jobs.front().filter(|job| job.started.is_some());
+                let soft = begun.map(|_| Action::SoftLimit { number, key });
+                self.actions.extend(soft);
+            }
             Some((number, child, 0)) => {
                 let cause = LossCause::Terminated;
                 child.ending.get_or_insert(Ending {
@@ -248,6 +265,45 @@ impl Machine {
         };
         self.tick(now);
         idle.len()
+    }
+
+    /// Has so many children leave for good: idle ones now, others when their job is done.
+    pub fn shrink(&mut self, by: usize, now: Duration) {
+        let size = self.size.saturating_sub(by);
+        self.resize(size, now);
+        let surplus = self.size.saturating_sub(size);
+        let busy: Vec<u32> = self
+            .children
+            .iter()
+            .rev()
+            .filter(|(_, child)| !child.is_leaving() && !child.retires)
+            .map(|(number, _)| *number)
+            .take(surplus)
+            .collect();
+        for number in busy {
+            self.retire(number, true, now);
+        }
+        self.size = size;
+        self.tick(now);
+    }
+
+    /// Replaces all children by new ones: idle ones now, others when their job is done.
+    pub fn restart(&mut self, now: Duration) {
+        let numbers: Vec<u32> = self.children.keys().copied().collect();
+        for number in numbers {
+            self.retire(number, false, now);
+        }
+        self.tick(now);
+    }
+
+    /// Has a child leave when its job is done; it has no successor if it `is_surplus`.
+    fn retire(&mut self, number: u32, is_surplus: bool, now: Duration) {
+        self.take_back_from(number);
+        if let Some(child) = self.children.get_mut(&number) {
+            child.retires = true;
+            child.is_replaced = child.is_replaced || is_surplus;
+        }
+        self.retire_if_done(number, now);
     }
 
     /// Takes no more jobs; children leave when theirs are done.

@@ -182,6 +182,11 @@ impl World {
     }
 }
 
+fn started(key: u64, pid: u32) -> PoolEvent {
+    let key = RequestKey(key);
+    PoolEvent::Started { key, pid }
+}
+
 fn finished(key: u64) -> PoolEvent {
     PoolEvent::Finished {
         key: RequestKey(key),
@@ -227,33 +232,12 @@ fn a_job_goes_to_an_idle_child_and_begins_at_once() {
     world.told();
     world.submit(job(1));
     world.submit(job(2));
-    assert_eq!(
-        world.told(),
-        [
-            PoolEvent::Started {
-                key: RequestKey(1),
-                pid: 1001
-            },
-            PoolEvent::Started {
-                key: RequestKey(2),
-                pid: 1002
-            },
-        ]
-    );
+    assert_eq!(world.told(), [started(1, 1001), started(2, 1002),]);
     assert_eq!(world.machine.free(world.now), 0);
     world.submit(job(3));
     assert_eq!(world.told(), []);
     world.finish(2);
-    assert_eq!(
-        world.told(),
-        [
-            finished(2),
-            PoolEvent::Started {
-                key: RequestKey(3),
-                pid: 1002
-            }
-        ]
-    );
+    assert_eq!(world.told(), [finished(2), started(3, 1002)]);
 }
 
 #[test]
@@ -287,16 +271,7 @@ fn short_tasks_are_given_ahead_and_taken_back_from_behind_a_long_one() {
     world.now += Duration::from_micros(200);
     world.told();
     world.finish(1);
-    assert_eq!(
-        world.told(),
-        [
-            finished(1),
-            PoolEvent::Started {
-                key: RequestKey(2),
-                pid: 1001
-            }
-        ]
-    );
+    assert_eq!(world.told(), [finished(1), started(2, 1001)]);
     // The second takes longer than anybody thought.
     world.advance(TAKE_BACK_AFTER);
     assert_eq!(
@@ -498,10 +473,7 @@ fn a_successor_waits_until_the_last_job_of_its_predecessor_is_done() {
         .0;
     world.finish(number);
     assert_eq!(world.running(), 1);
-    assert!(world.told().contains(&PoolEvent::Started {
-        key: RequestKey(2),
-        pid: 1003
-    }));
+    assert!(world.told().contains(&started(2, 1003)));
 }
 
 #[test]
@@ -732,16 +704,7 @@ fn a_full_channel_keeps_its_jobs_and_gets_no_more() {
     );
     world.told();
     world.finish(1);
-    assert_eq!(
-        world.told(),
-        [
-            finished(1),
-            PoolEvent::Started {
-                key: RequestKey(2),
-                pid: 1001
-            }
-        ]
-    );
+    assert_eq!(world.told(), [finished(1), started(2, 1001)]);
 }
 
 /// Anything that may happen next.
@@ -862,4 +825,37 @@ proptest! {
         }
         prop_assert_eq!(world.told.last(), Some(&PoolEvent::Closed));
     }
+}
+
+#[test]
+fn a_shrinking_pool_lets_busy_children_finish() {
+    let mut world = World::new(2, LIMITS);
+    world.submit(job(1));
+    world.submit(job(2));
+    world.machine.shrink(1, world.now);
+    world.settle();
+    assert_eq!((world.machine.size(), world.running()), (1, 2));
+    world.finish(1);
+    world.finish(2);
+    world.submit(job(3));
+    world.submit(job(4));
+    assert_eq!(world.running(), 1, "one of them is left");
+    assert_eq!(world.machine.processes().len(), 1);
+}
+
+#[test]
+fn a_restarted_pool_has_new_children_only() {
+    let mut world = World::new(2, LIMITS);
+    world.submit(job(1));
+    let pids = |world: &World| -> Vec<u32> { world.machine.pids().collect() };
+    let before = pids(&world);
+    world.machine.restart(world.now);
+    world.settle();
+    world.finish(1);
+    let after = pids(&world);
+    assert_eq!(after.len(), 2);
+    assert!(
+        after.iter().all(|pid| !before.contains(pid)),
+        "{before:?} {after:?}"
+    );
 }

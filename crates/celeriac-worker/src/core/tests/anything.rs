@@ -152,7 +152,10 @@ impl World {
             Step::Reconnect => {
                 self.scene.core.disconnected();
                 self.scene.look();
-                self.scene.core.connected();
+                {
+                    let now = self.scene.now;
+                    self.scene.core.connected(now);
+                }
             }
         }
     }

@@ -18,14 +18,14 @@ fn early() -> TaskOptions {
     TaskOptions::default()
 }
 
-fn late() -> TaskOptions {
+pub(super) fn late() -> TaskOptions {
     TaskOptions {
         acks_late: true,
         ..early()
     }
 }
 
-fn success() -> Outcome {
+pub(super) fn success() -> Outcome {
     Outcome::Success {
         runtime: None,
         result: String::new(),
@@ -489,4 +489,24 @@ fn tasks_that_a_lost_connection_would_repeat_are_cancelled_on_demand() {
     scene.core.disconnected();
     scene.look();
     assert_eq!(scene.others, [Effect::Terminate(key, 15)]);
+}
+
+#[test]
+fn what_waits_too_long_is_given_back_from_behind_tasks_whose_eta_has_come() {
+    let mut scene = Scene::new(options([("t", late())]), 0);
+    for tag in 1..4 {
+        scene.deliver(tag, json!({"eta": at(1)}));
+    }
+    scene.pass(Duration::from_secs(1));
+    scene.deliver(4, json!({}));
+    for waited in [150, 100] {
+        assert_eq!(scene.settled, []);
+        scene.pass(Duration::from_millis(waited));
+    }
+    assert_eq!(scene.settled, [(4, Fate::Release)]);
+    scene.deliver(5, json!({}));
+    scene.pass(Duration::from_millis(199));
+    assert_eq!(scene.settled.len(), 1);
+    scene.pass(Duration::from_millis(1));
+    assert_eq!(scene.settled.last(), Some(&(5, Fate::Release)));
 }

@@ -1,5 +1,7 @@
 //! The whole life of requests, with everything around the core made up.
 
+mod adopt;
 mod anything;
 mod life;
+mod remote;
 mod scene;

@@ -12,9 +12,11 @@ use celeriac_core::pool::{Job, Outcome, PoolEvent, RequestKey};
 use celeriac_protocol::message::DeliveryInfo;
 use celeriac_protocol::{AcceptContent, Message, RateLimit, TimeLimits};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use jiff::tz::TimeZone;
+use serde_json::{Map, Value, json};
 
-use crate::core::{Core, Effect, HookToken, Options};
+use crate::core::{Core, Effect, HookToken, Options, RemoteOptions};
+use crate::events::EventOptions;
 use crate::hooks::HookCall;
 
 /// The wall clock at the start of every scene.
@@ -49,6 +51,8 @@ pub(super) struct Scene {
     pub(super) awaited: Vec<(HookToken, HookCall)>,
     /// All hooks that were called, by name.
     pub(super) hooks: Vec<&'static str>,
+    /// Hooks that were called without a wish for an answer, in order.
+    pub(super) told: Vec<HookCall>,
     /// Everything else.
     pub(super) others: Vec<Effect>,
 }
@@ -61,6 +65,7 @@ pub(super) fn options(tasks: impl IntoIterator<Item = (&'static str, TaskOptions
         hostname: "celery@here".to_owned(),
         tasks: tasks.collect(),
         rate_limits: Vec::new(),
+        limits_rates: true,
         accept: AcceptContent::new(["application/json".to_owned()]),
         time_limits: TimeLimits::default(),
         throttled_limit: 4,
@@ -74,6 +79,29 @@ pub(super) fn options(tasks: impl IntoIterator<Item = (&'static str, TaskOptions
         signals_received: false,
         signals_rejected: true,
         received_format: "Task %(name)s[%(id)s] received".to_owned(),
+        remote: RemoteOptions {
+            pid: PID,
+            events: Some(EventOptions {
+                hostname: "celery@here".to_owned(),
+                pid: PID,
+                task_events: true,
+                time_zone: TimeZone::UTC,
+            }),
+            mingles: true,
+            keeps_revokes: true,
+            keeps_stamps: true,
+            gossips: false,
+            heartbeat: 2.0,
+            plain_replies: true,
+            plain_events: true,
+            reply_exchange: "reply.celery.pidbox".to_owned(),
+            commands: ["conf", "mine"].map(str::to_owned).into(),
+            overridden: HashSet::new(),
+            broker_info: json!({"transport": "memory"}),
+            pool_info: Map::new(),
+            queues: vec![("celery".to_owned(), json!({"name": "celery"}))],
+            software: ["py-celery", "5", "Linux"].map(str::to_owned),
+        },
     }
 }
 
@@ -91,7 +119,7 @@ impl Scene {
         let journal = Arc::new(Pages::default());
         let mut core = Core::new(options, [], Arc::clone(&journal) as Arc<dyn Journal>, now);
         core.pool_resized(free);
-        core.connected();
+        core.connected(now);
         Self {
             core,
             now,
@@ -101,6 +129,7 @@ impl Scene {
             jobs: Vec::new(),
             awaited: Vec::new(),
             hooks: Vec::new(),
+            told: Vec::new(),
             others: Vec::new(),
         }
     }
@@ -120,7 +149,10 @@ impl Scene {
                     self.hooks.push(name_of(&call));
                     self.awaited.push((token, call));
                 }
-                Effect::Tell(call) => self.hooks.push(name_of(&call)),
+                Effect::Tell(call) => {
+                    self.hooks.push(name_of(&call));
+                    self.told.push(call);
+                }
                 other => self.others.push(other),
             }
         }
@@ -258,5 +290,19 @@ pub(super) fn name_of(call: &HookCall) -> &'static str {
         HookCall::Raised { .. } => "raised",
         HookCall::Cancelled { .. } => "cancelled",
         HookCall::Notify { method, .. } => method,
+        HookCall::ControlCommand { .. } => "control_command",
+        HookCall::ControlOpen(_) => "control_open",
+        HookCall::EncodeReply(_) => "encode_reply",
+        HookCall::EncodeEvent(_) => "encode_event",
+        HookCall::MarkRevoked { .. } => "mark_revoked",
+        HookCall::LoadRevoked => "revoked_store_load",
+        HookCall::KeepRevoked { .. } => "revoked_store_add",
+        HookCall::AddRevoked { .. } => "add_revoked",
+        HookCall::SetEventGroups { .. } => "set_event_groups",
+        HookCall::SetPoolSize { .. } => "set_pool_size",
+        HookCall::SetTaskAttributes { .. } => "set_task_attributes",
+        HookCall::SelectQueue { .. } => "select_queue",
+        HookCall::DeselectQueue { .. } => "deselect_queue",
+        HookCall::CallTask { .. } => "call_task",
     }
 }

@@ -1,0 +1,168 @@
+//! How many messages the server may send ahead.
+//!
+//! Pure: the session carries out what is decided here.
+
+use std::time::Duration;
+
+use celeriac_core::broker::Want;
+use tokio::time::Instant;
+
+/// The most messages that are let come beyond what can run, in the hope that they have an ETA.
+const WIDEST: usize = 512;
+/// The same where what is too much can't be given back without a trace: a quorum queue counts how
+/// often a message was delivered.
+const WIDEST_COUNTED: usize = 32;
+/// Without a message for so long, the run of messages with an ETA is over.
+const RUN_ENDS_AFTER: Duration = Duration::from_millis(100);
+
+/// Widens the credit while nothing but messages with an ETA comes: they are held, and what can run
+/// is behind them. As many more are let come as came in a row, so that the steps double; the first
+/// that can run, or a pause, ends it.
+#[derive(Debug)]
+pub(super) struct Widening {
+    in_a_row: usize,
+    last: Instant,
+    widest: usize,
+}
+
+impl Widening {
+    pub(super) fn new(are_deliveries_counted: bool, now: Instant) -> Self {
+        Self {
+            in_a_row: 0,
+            last: now,
+            widest: if are_deliveries_counted {
+                WIDEST_COUNTED
+            } else {
+                WIDEST
+            },
+        }
+    }
+
+    /// A message came.
+    pub(super) fn came(&mut self, is_held: bool, now: Instant) {
+        self.in_a_row = if is_held { self.in_a_row + 1 } else { 0 };
+        self.last = now;
+    }
+
+    /// How many messages may come for this want.
+    pub(super) fn credit(&mut self, want: Want, now: Instant) -> usize {
+        if now.saturating_duration_since(self.last) >= RUN_ENDS_AFTER {
+            self.in_a_row = 0;
+        }
+        if want.is_none() {
+            return 0;
+        }
+        want.runnable
+            .max(self.in_a_row.min(self.widest))
+            .min(want.total)
+    }
+
+    /// When the credit is to be looked at again although nothing came.
+    pub(super) fn ends(&self) -> Option<Instant> {
+        (self.in_a_row > 0).then(|| self.last + RUN_ENDS_AFTER)
+    }
+}
+
+/// What a channel's limit is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Limit {
+    /// Nothing may come and nothing is out: there is no number for that, 0 means no limit.
+    Nothing,
+    /// At most so many out at a time; 0 any number.
+    At(u16),
+}
+
+/// The limit with which `credit` more messages come when `outstanding` are out.
+pub(super) fn limit(outstanding: usize, credit: usize) -> Limit {
+    match outstanding + credit {
+        0 => Limit::Nothing,
+        // As Celery: what AMQP can't count is not limited.
+        sum => Limit::At(u16::try_from(sum).unwrap_or(0)),
+    }
+}
+
+/// Whether a consumer that may still get `left` messages does for a credit: not one too many, and
+/// not so few that the worker would wait for each.
+pub(super) fn serves(left: usize, credit: usize) -> bool {
+    left <= credit && left * 2 >= credit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn want(runnable: usize) -> Want {
+        Want {
+            runnable,
+            total: 1000,
+        }
+    }
+
+    #[test]
+    fn a_limit_counts_what_is_out() {
+        assert_eq!(limit(0, 0), Limit::Nothing);
+        assert_eq!(limit(0, 2), Limit::At(2));
+        assert_eq!(limit(5, 0), Limit::At(5));
+        assert_eq!(limit(65_000, 535), Limit::At(65_535));
+        assert_eq!(limit(65_000, 536), Limit::At(0));
+    }
+
+    #[test]
+    fn the_credit_doubles_behind_messages_with_an_eta_and_falls_at_the_first_other() {
+        let now = Instant::now();
+        let mut widening = Widening::new(false, now);
+        let mut seen = Vec::new();
+        for _ in 0..12 {
+            let credit = widening.credit(want(1), now);
+            seen.push(credit);
+            for _ in 0..credit {
+                widening.came(true, now);
+            }
+        }
+        assert_eq!(seen, [1, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 512]);
+        widening.came(false, now);
+        assert_eq!(widening.credit(want(1), now), 1);
+        assert_eq!(widening.ends(), None);
+    }
+
+    #[test]
+    fn a_pause_ends_the_run() {
+        let now = Instant::now();
+        let mut widening = Widening::new(false, now);
+        for _ in 0..100 {
+            widening.came(true, now);
+        }
+        assert_eq!(widening.credit(want(2), now), 100);
+        let ends = widening.ends().unwrap();
+        assert_eq!(widening.credit(want(2), ends), 2);
+        assert_eq!(widening.ends(), None);
+    }
+
+    #[test]
+    fn the_credit_keeps_to_what_is_wanted_in_all() {
+        let now = Instant::now();
+        let mut widening = Widening::new(true, now);
+        for _ in 0..100 {
+            widening.came(true, now);
+        }
+        let total = |total| Want { runnable: 1, total };
+        assert_eq!(widening.credit(total(1000), now), WIDEST_COUNTED);
+        assert_eq!(widening.credit(total(3), now), 3);
+        assert_eq!(widening.credit(Want::NONE, now), 0);
+    }
+
+    #[test]
+    fn a_consumer_serves_a_credit_that_it_does_not_exceed() {
+        for (left, credit, expected) in [
+            (0, 0, true),
+            (1, 0, false),
+            (0, 1, false),
+            (1, 1, true),
+            (2, 1, false),
+            (2, 4, true),
+            (1, 4, false),
+        ] {
+            assert_eq!(serves(left, credit), expected, "{left} of {credit}");
+        }
+    }
+}

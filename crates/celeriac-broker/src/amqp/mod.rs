@@ -1,0 +1,133 @@
+//! RabbitMQ over AMQP 0-9-1, with lapin as the client library.
+//!
+//! # Fetch what can run
+//!
+//! AMQP pushes: the server sends what the client's prefetch limit allows. So that no message is
+//! taken that no process is free for, the limit follows what the worker wants from one exchange to
+//! the next:
+//!
+//! - **One limit for the channel** (`basic.qos` with `global`), where all queues are classic. The
+//!   limit is what is out (sent and not settled) and what is wanted more. It is sent before the
+//!   acknowledgements of the same exchange, and only when it changes, so that at no time the server
+//!   may send one message too many. A limit of nothing can't be said (0 is no limit): the consumers
+//!   are cancelled then, and made anew when something is wanted. With tasks that are acknowledged
+//!   early that is so whenever all processes are busy.
+//! - **A limit for each consumer**, where a queue is of another type, or the server refuses the
+//!   other. It can't be changed, so a consumer that may get more than is wanted is cancelled before
+//!   the acknowledgements, and made anew. With several queues each consumer gets the whole of what
+//!   is wanted, so that at most `(queues - 1) * wanted` messages come too many. They wait here for
+//!   a free process: a quorum queue counts how often a message was delivered, and drops it at its
+//!   `x-delivery-limit`.
+//!
+//! A queue that would be deleted without a consumer (`auto_delete`), or whose one consumer has it
+//! for itself (`x-single-active-consumer`), keeps its consumer; one message may come too many.
+//!
+//! Messages with an ETA are held by the worker and use up nothing that can run. While nothing else
+//! comes the credit is widened (`credit::Widening`), so that a normal message is soon reached
+//! behind thousands of them; what came too many on classic queues goes back within a second.
+//!
+//! A queue with `no_ack` is consumed with acknowledgements all the same, or its whole contents
+//! would be sent at once: what is handed out is acknowledged at once.
+//!
+//! # Losing a connection
+//!
+//! The library's own recovery is off: the worker connects again by itself, and no settlement of
+//! one connection reaches another. A channel that the server closes (`consumer_timeout`) and a
+//! consumer that it cancels (a deleted queue) count as a lost connection.
+//!
+//! # Publishing
+//!
+//! Over a connection of its own, with confirms: the server blocks connections that publish when it
+//! has no memory or disk left, and consuming must go on then.
+
+mod bus;
+mod consuming;
+mod credit;
+mod delayed;
+mod error;
+mod link;
+mod message;
+mod publisher;
+mod session;
+mod table;
+mod topology;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use async_trait::async_trait;
+use celeriac_core::broker::{Broker, Capabilities, Error, Session};
+use celeriac_core::bus::{Bus, BusOptions};
+use celeriac_net::ServerUrl;
+
+use crate::open::Options;
+use link::Address;
+
+/// One RabbitMQ server, or another that speaks AMQP 0-9-1, as a broker.
+pub struct AmqpBroker {
+    shared: Arc<Shared>,
+}
+
+/// What the sessions of one broker have in common.
+struct Shared {
+    address: Address,
+    display: String,
+    /// The type of the queues in which messages with an ETA wait for quorum queues; `None` where
+    /// quorum queues are not looked for.
+    delayed_delivery: Option<String>,
+    /// Whether the server has refused a limit for a whole channel.
+    refuses_channel_limits: AtomicBool,
+}
+
+impl AmqpBroker {
+    /// The broker that `url` names.
+    ///
+    /// # Errors
+    /// When the URL or an option makes no sense.
+    pub fn new(url: &ServerUrl, options: &Options) -> Result<Self, Error> {
+        let shared = Shared {
+            address: Address::new(url, options)?,
+            display: url.to_string(),
+            delayed_delivery: options.detects_quorum_queues.then(|| {
+                let kind = options.delayed_delivery_queue_type.as_deref();
+                kind.unwrap_or("quorum").to_owned()
+            }),
+            refuses_channel_limits: AtomicBool::new(false),
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+}
+
+impl fmt::Debug for AmqpBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AmqpBroker({})", self.shared.display)
+    }
+}
+
+#[async_trait]
+impl Broker for AmqpBroker {
+    fn display_url(&self) -> String {
+        self.shared.display.clone()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            priorities: true,
+            recovers: true,
+            tags_outlive_connections: false,
+        }
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Session>, Error> {
+        let session = session::AmqpSession::open(Arc::clone(&self.shared)).await?;
+        Ok(Box::new(session))
+    }
+
+    async fn open_bus(&self, options: &BusOptions) -> Result<Option<Box<dyn Bus>>, Error> {
+        let bus = bus::AmqpBus::open(&self.shared.address, options).await?;
+        Ok(Some(Box::new(bus)))
+    }
+}

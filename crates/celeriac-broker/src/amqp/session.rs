@@ -1,0 +1,419 @@
+//! One connection: what is fetched, what is settled, and how much may come.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use celeriac_core::broker::{
+    Delivery, DeliveryTag, Error, ErrorKind, Fate, Maintained, Session, Settlement, Want,
+};
+use celeriac_core::queue::Queue;
+use celeriac_protocol::Message;
+use lapin::Channel;
+use lapin::options::{
+    BasicAckOptions, BasicQosOptions, BasicRejectOptions, QueueDeclareOptions, QueuePurgeOptions,
+};
+use lapin::types::FieldTable;
+use tokio::time::Instant;
+
+use super::consuming::{Limits, Subscription, send};
+use super::credit::Widening;
+use super::error::{broker_error, unsayable};
+use super::link::Link;
+use super::message::{self, Arrived};
+use super::publisher::Publisher;
+use super::table::short;
+use super::{Shared, delayed, topology};
+
+/// How long to wait at most before looking whether all is well.
+const POLL: Duration = Duration::from_secs(10);
+/// What came and was not wanted for so long goes back.
+const LEFT_OVER_AFTER: Duration = Duration::from_secs(1);
+
+pub(super) struct AmqpSession {
+    pub(super) shared: Arc<Shared>,
+    link: Link,
+    /// Consumes and settles.
+    pub(super) channel: Channel,
+    /// Asks what may be refused, which costs a channel its life.
+    asking: Option<Channel>,
+    publisher: Option<Publisher>,
+    pub(super) subscriptions: Vec<Subscription>,
+    /// How the server is told how much may come.
+    pub(super) limits: Limits,
+    pub(super) widening: Widening,
+    /// What came and was not handed out.
+    pub(super) inbox: VecDeque<Arrived>,
+    /// Since when something has been in the inbox.
+    pub(super) inbox_since: Instant,
+    /// Whether something came into the inbox that no exchange has seen.
+    pub(super) is_fresh: bool,
+    /// Whether nothing may come: it would be in vain to wait.
+    is_held_back: bool,
+    /// The consumer of each message that came and is not settled, by its tag.
+    pub(super) outstanding: HashMap<u64, u64>,
+    pub(super) next_consumer: u64,
+    /// What was declared, until it is known whether messages with an ETA wait in the server.
+    declared: Vec<Queue>,
+    /// Where consuming begins when it begins again.
+    pub(super) turn: usize,
+}
+
+impl AmqpSession {
+    pub(super) async fn open(shared: Arc<Shared>) -> Result<Self, Error> {
+        let link = shared.address.connect().await?;
+        let channel = link.channel().await?;
+        let now = Instant::now();
+        let limits = if shared.refuses_channel_limits.load(Ordering::Relaxed) {
+            Limits::Consumer
+        } else {
+            Limits::Channel(None)
+        };
+        Ok(Self {
+            widening: Widening::new(limits == Limits::Consumer, now),
+            shared,
+            link,
+            channel,
+            asking: None,
+            publisher: None,
+            subscriptions: Vec::new(),
+            limits,
+            inbox: VecDeque::new(),
+            inbox_since: now,
+            is_fresh: false,
+            is_held_back: true,
+            outstanding: HashMap::new(),
+            next_consumer: 1,
+            declared: Vec::new(),
+            turn: 0,
+        })
+    }
+
+    /// The channel for what may be refused.
+    async fn asking(&mut self) -> Result<Channel, Error> {
+        if let Some(channel) = &self.asking
+            && channel.status().connected()
+        {
+            return Ok(channel.clone());
+        }
+        let channel = self.link.channel().await?;
+        self.asking = Some(channel.clone());
+        Ok(channel)
+    }
+
+    /// Takes from the inbox what is wanted, and lessens the want by it. What is acknowledged by
+    /// being handed out is added to `settled`.
+    fn hand_out(&mut self, want: &mut Want, settled: &mut Vec<Settlement>) -> Vec<Delivery> {
+        let mut deliveries = Vec::new();
+        while want.runnable > 0 && want.total > 0 {
+            let Some(arrived) = self.inbox.pop_front() else {
+                break;
+            };
+            want.total -= 1;
+            if !arrived.is_held {
+                want.runnable -= 1;
+            }
+            let tag = DeliveryTag(arrived.delivery.delivery_tag);
+            if self.acknowledges_at_once(&arrived.queue) {
+                settled.extend(self.take_out(Settlement {
+                    tag,
+                    fate: Fate::Ack,
+                }));
+            }
+            deliveries.push(Delivery {
+                tag,
+                queue: arrived.queue,
+                message: message::message(arrived.delivery),
+            });
+        }
+        deliveries
+    }
+
+    fn acknowledges_at_once(&self, queue: &str) -> bool {
+        self.subscriptions
+            .iter()
+            .any(|subscription| subscription.queue.no_ack && &*subscription.name == queue)
+    }
+
+    /// Counts a message as settled; `None` when it is not out.
+    fn take_out(&mut self, settlement: Settlement) -> Option<Settlement> {
+        let number = self.outstanding.remove(&settlement.tag.0)?;
+        let consumer = self
+            .subscriptions
+            .iter_mut()
+            .filter_map(|subscription| subscription.consumer.as_mut())
+            .find(|consumer| consumer.number == number);
+        if let Some(consumer) = consumer {
+            consumer.outstanding -= 1;
+        }
+        Some(settlement)
+    }
+
+    /// Tells the server what became of messages that were taken out.
+    fn settle(&self, settled: &[Settlement]) -> Result<(), Error> {
+        for Settlement { tag, fate } in settled {
+            let requeue = match fate {
+                Fate::Ack => {
+                    send(self.channel.basic_ack(tag.0, BasicAckOptions::default()))?;
+                    continue;
+                }
+                Fate::Reject => false,
+                Fate::Requeue | Fate::Release => true,
+            };
+            let options = BasicRejectOptions { requeue };
+            send(self.channel.basic_reject(tag.0, options))?;
+        }
+        Ok(())
+    }
+
+    /// Gives back what came and was not wanted for long, where that leaves no trace.
+    async fn give_back_left_over(&mut self) -> Result<(), Error> {
+        let is_due = self.inbox_since.elapsed() >= LEFT_OVER_AFTER;
+        if self.limits == Limits::Consumer || self.inbox.is_empty() || !is_due {
+            return Ok(());
+        }
+        let released = self.empty_inbox(|_| true);
+        self.hold_back(0).await?;
+        self.settle(&released)
+    }
+
+    /// Takes messages out of the inbox, to be given back.
+    fn empty_inbox(&mut self, is_meant: impl Fn(&Arrived) -> bool) -> Vec<Settlement> {
+        let (meant, kept) = std::mem::take(&mut self.inbox)
+            .into_iter()
+            .partition(|arrived| is_meant(arrived));
+        self.inbox = kept;
+        let meant: VecDeque<Arrived> = meant;
+        meant
+            .iter()
+            .filter_map(|arrived| {
+                self.take_out(Settlement {
+                    tag: DeliveryTag(arrived.delivery.delivery_tag),
+                    fate: Fate::Release,
+                })
+            })
+            .collect()
+    }
+
+    /// Declares where messages with an ETA wait, if any queue needs that.
+    async fn declare_delayed_delivery(&mut self) -> Result<(), Error> {
+        let declared = std::mem::take(&mut self.declared);
+        let Some(kind) = self.shared.delayed_delivery.clone() else {
+            return Ok(());
+        };
+        if !declared.iter().any(topology::is_quorum) {
+            return Ok(());
+        }
+        let channel = self.asking().await?;
+        if let Err(error) = delayed::declare(&channel, &declared, &kind).await {
+            tracing::warn!(
+                %error,
+                "native delayed delivery can't be set up: tasks with an ETA are not delayed"
+            );
+        }
+        self.check()
+    }
+
+    /// Waits until the server has done what it was told before.
+    async fn catch_up(&mut self) -> Result<(), Error> {
+        if let Limits::Channel(Some(limit)) = self.limits {
+            self.channel
+                .basic_qos(limit, BasicQosOptions { global: true })
+                .await
+                .map_err(|error| self.shared.lost(&error))?;
+        } else if self.limits == Limits::Consumer {
+            self.channel
+                .basic_qos(1, BasicQosOptions { global: false })
+                .await
+                .map_err(|error| self.shared.lost(&error))?;
+        }
+        self.collect()
+    }
+
+    async fn settle_and_fetch(
+        &mut self,
+        settlements: &[Settlement],
+        mut want: Want,
+    ) -> Result<Vec<Delivery>, Error> {
+        self.collect()?;
+        let mut settled: Vec<Settlement> = settlements
+            .iter()
+            .filter_map(|settlement| self.take_out(*settlement))
+            .collect();
+        let mut deliveries = self.hand_out(&mut want, &mut settled);
+        let credit = self.credit(want);
+        self.hold_back(credit).await?;
+        // Cancelled consumers may have left something.
+        deliveries.extend(self.hand_out(&mut want, &mut settled));
+        self.is_fresh = false;
+        self.settle(&settled)?;
+        let credit = self.credit(want);
+        self.is_held_back = credit == 0;
+        self.consume(credit).await?;
+        Ok(deliveries)
+    }
+
+    /// How many messages may come beyond those that are here.
+    fn credit(&mut self, want: Want) -> usize {
+        let credit = self.widening.credit(want, Instant::now());
+        credit.saturating_sub(self.inbox.len())
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.link.is_alive() && self.channel.status().connected() {
+            return Ok(());
+        }
+        let text = "the connection to the server is lost";
+        Err(Error::new(ErrorKind::Connection, text))
+    }
+}
+
+impl Shared {
+    /// What the loss of the consuming channel or its connection means.
+    pub(super) fn lost(&self, error: &lapin::Error) -> Error {
+        let error = broker_error(error);
+        if error.message.contains("global") && error.message.contains("qos") {
+            self.refuses_channel_limits.store(true, Ordering::Relaxed);
+            return Error::new(ErrorKind::Connection, error.message);
+        }
+        error
+    }
+}
+
+#[async_trait]
+impl Session for AmqpSession {
+    async fn declare(&mut self, queue: &Queue) -> Result<(), Error> {
+        let channel = self.asking().await?;
+        topology::declare(&channel, queue).await?;
+        self.declared.push(queue.clone());
+        Ok(())
+    }
+
+    async fn subscribe(&mut self, queue: &Queue) -> Result<(), Error> {
+        let is_known = |subscription: &Subscription| *subscription.name == *queue.name;
+        if self.subscriptions.iter().any(is_known) {
+            return Ok(());
+        }
+        self.declare_delayed_delivery().await?;
+        if topology::is_replicated(queue) && self.limits != Limits::Consumer {
+            self.limits = Limits::Consumer;
+            self.widening = Widening::new(true, Instant::now());
+            let all: Vec<usize> = (0..self.subscriptions.len()).collect();
+            self.cancel_consumers(&all).await?;
+        }
+        self.subscriptions.push(Subscription {
+            queue: queue.clone(),
+            name: queue.name.as_str().into(),
+            consumer: None,
+        });
+        Ok(())
+    }
+
+    async fn cancel(&mut self, queue: &str) -> Result<(), Error> {
+        let Some(at) = self
+            .subscriptions
+            .iter()
+            .position(|subscription| &*subscription.name == queue)
+        else {
+            return Ok(());
+        };
+        self.cancel_consumers(&[at]).await?;
+        let released = self.empty_inbox(|arrived| &*arrived.queue == queue);
+        self.subscriptions.remove(at);
+        self.settle(&released)
+    }
+
+    async fn exchange(
+        &mut self,
+        settlements: &[Settlement],
+        want: Want,
+    ) -> Result<Vec<Delivery>, Error> {
+        let exchanged = self.settle_and_fetch(settlements, want).await;
+        match exchanged {
+            // What the consumers were told says more.
+            Err(error) => Err(self.collect().err().unwrap_or(error)),
+            Ok(deliveries) => Ok(deliveries),
+        }
+    }
+
+    async fn wait(&mut self) -> Result<(), Error> {
+        // Whoever waits wants something now: the server has to hear of it first.
+        if std::mem::take(&mut self.is_fresh) || self.is_held_back {
+            return self.check();
+        }
+        let poll = Instant::now() + POLL;
+        let until = self.widening.ends().map_or(poll, |ends| ends.min(poll));
+        let arriving = poll_fn(|context| self.poll_collect(context));
+        // Running out of time is an answer as good as a message.
+        tokio::time::timeout_at(until, arriving)
+            .await
+            .unwrap_or(Ok(()))?;
+        self.check()
+    }
+
+    async fn maintain(&mut self) -> Result<Maintained, Error> {
+        self.collect()?;
+        self.check()?;
+        self.give_back_left_over().await?;
+        Ok(Maintained {
+            next: LEFT_OVER_AFTER,
+            ..Maintained::default()
+        })
+    }
+
+    async fn purge(&mut self, queue: &str) -> Result<u64, Error> {
+        self.catch_up().await?;
+        let mut purged = self.empty_inbox(|arrived| &*arrived.queue == queue);
+        for settlement in &mut purged {
+            settlement.fate = Fate::Ack;
+        }
+        self.settle(&purged)?;
+        let name = short(queue).map_err(|error| unsayable("a queue", &error))?;
+        let channel = self.asking().await?;
+        let waiting = channel
+            .queue_purge(name, QueuePurgeOptions::default())
+            .await
+            .map_err(|error| broker_error(&error))?;
+        Ok(u64::from(waiting) + purged.len() as u64)
+    }
+
+    async fn size(&mut self, queue: &str) -> Result<u64, Error> {
+        self.catch_up().await?;
+        let here = self.inbox.iter().filter(|arrived| &*arrived.queue == queue);
+        let here = here.count() as u64;
+        let name = short(queue).map_err(|error| unsayable("a queue", &error))?;
+        let options = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let channel = self.asking().await?;
+        let queue = channel
+            .queue_declare(name, options, FieldTable::default())
+            .await
+            .map_err(|error| broker_error(&error))?;
+        Ok(u64::from(queue.message_count()) + here)
+    }
+
+    async fn publish(&mut self, queue: &str, message: &Message) -> Result<(), Error> {
+        let publisher = match self.publisher.take().filter(Publisher::is_alive) {
+            Some(publisher) => publisher,
+            None => Publisher::open(&self.shared.address).await?,
+        };
+        self.publisher
+            .insert(publisher)
+            .publish("", queue, message)
+            .await
+    }
+
+    async fn close(mut self: Box<Self>) -> Result<(), Error> {
+        if let Some(publisher) = &self.publisher {
+            publisher.close().await?;
+        }
+        let released = self.empty_inbox(|_| true);
+        self.settle(&released)?;
+        self.link.close().await
+    }
+}

@@ -1,0 +1,207 @@
+//! Declaring queues, exchanges and bindings.
+//!
+//! kombu's counterpart: `kombu.entity.{Exchange, Queue}.declare` and
+//! `kombu.transport.pyamqp.Channel.prepare_queue_arguments`.
+
+use celeriac_core::broker::{Error, ErrorKind};
+use celeriac_core::queue::{Exchange, Queue};
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, ExchangeKind};
+use serde_json::{Map, Value, json};
+
+use super::error::{Inequivalent, broker_error, is_precondition, unsayable};
+use super::table::{self, short};
+
+/// Makes sure that the queue, its exchange and its bindings exist.
+pub(super) async fn declare(channel: &Channel, queue: &Queue) -> Result<(), Error> {
+    declare_exchange(channel, &queue.exchange).await?;
+    declare_queue(channel, queue).await?;
+    for binding in queue.all_bindings() {
+        // Everything is bound to the default exchange already.
+        if binding.exchange.is_empty() {
+            continue;
+        }
+        let name = |text: &str| short(text).map_err(|error| unsayable("a binding", &error));
+        channel
+            .queue_bind(
+                name(&queue.name)?,
+                name(&binding.exchange)?,
+                name(&binding.routing_key)?,
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+            .map_err(|error| broker_error(&error))?;
+    }
+    Ok(())
+}
+
+/// Makes sure that the exchange exists.
+pub(super) async fn declare_exchange(channel: &Channel, exchange: &Exchange) -> Result<(), Error> {
+    // The default exchange and those of the server are there.
+    if exchange.name.is_empty() || exchange.name.starts_with("amq.") {
+        return Ok(());
+    }
+    let what = format!("the exchange {:?}", exchange.name);
+    let arguments = table::arguments(&exchange.arguments);
+    channel
+        .exchange_declare(
+            short(&exchange.name).map_err(|error| unsayable(&what, &error))?,
+            ExchangeKind::Custom(exchange.kind.to_string()),
+            ExchangeDeclareOptions {
+                durable: exchange.durable,
+                auto_delete: exchange.auto_delete,
+                ..ExchangeDeclareOptions::default()
+            },
+            arguments.map_err(|error| unsayable(&what, &error))?,
+        )
+        .await
+        .map_err(|error| {
+            let asked = json!({
+                "type": exchange.kind.to_string(),
+                "durable": exchange.durable,
+                "auto_delete": exchange.auto_delete,
+                "arguments": exchange.arguments,
+            });
+            declared_otherwise(&error, &what, &asked, "the exchange")
+        })
+}
+
+async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<(), Error> {
+    let what = format!("the queue {:?}", queue.name);
+    let arguments = queue_arguments(queue);
+    let declared = table::arguments(&arguments).map_err(|error| unsayable(&what, &error))?;
+    channel
+        .queue_declare(
+            short(&queue.name).map_err(|error| unsayable(&what, &error))?,
+            QueueDeclareOptions {
+                durable: queue.durable,
+                exclusive: queue.exclusive,
+                auto_delete: queue.auto_delete,
+                ..QueueDeclareOptions::default()
+            },
+            declared,
+        )
+        .await
+        .map(|_| ())
+        .map_err(|error| {
+            let asked = json!({
+                "durable": queue.durable,
+                "exclusive": queue.exclusive,
+                "auto_delete": queue.auto_delete,
+                "arguments": arguments,
+            });
+            declared_otherwise(&error, &what, &asked, "the queue")
+        })
+}
+
+/// The queue's arguments, with what kombu makes of `expires`.
+fn queue_arguments(queue: &Queue) -> Map<String, Value> {
+    let mut arguments = queue.arguments.clone();
+    if let Some(seconds) = queue.expires {
+        arguments.insert(
+            "x-expires".to_owned(),
+            Value::from((seconds * 1000.0) as i64),
+        );
+    }
+    arguments
+}
+
+/// The one clear message where something exists, but otherwise.
+fn declared_otherwise(error: &lapin::Error, what: &str, asked: &Value, it: &str) -> Error {
+    if !is_precondition(error) {
+        return broker_error(error);
+    }
+    let text = match error.kind() {
+        lapin::ErrorKind::ProtocolError(refusal) => refusal.get_message().to_string(),
+        _ => error.to_string(),
+    };
+    let (exists, remedy) = match Inequivalent::parse(&text) {
+        Some(found) => {
+            let shown = |value: Option<&str>| match value {
+                Some(value) => format!("with {} = {value}", found.argument),
+                None => format!("without {}", found.argument),
+            };
+            let setting = match found.argument {
+                "x-max-priority" => " (task_queue_max_priority sets it for all queues)",
+                "x-queue-type" => " (task_default_queue_type sets it for the default queue)",
+                _ => "",
+            };
+            (
+                format!(
+                    "it exists {}, and the app declares it {}",
+                    shown(found.current),
+                    shown(found.received)
+                ),
+                format!(
+                    "delete {it} so that it is made anew, or declare it in task_queues as it exists{setting}"
+                ),
+            )
+        }
+        None => (
+            text.clone(),
+            format!("declare {it} in task_queues as the server allows it"),
+        ),
+    };
+    Error::new(
+        ErrorKind::Configuration,
+        format!("{what} can't be declared: {exists}. The app declares it as {asked}"),
+    )
+    .with_hint(remedy)
+}
+
+/// Whether the queue is of a type that knows no limit for a whole channel.
+pub(super) fn is_replicated(queue: &Queue) -> bool {
+    let kind = queue.arguments.get("x-queue-type").and_then(Value::as_str);
+    kind.is_some_and(|kind| kind != "classic")
+}
+
+/// Whether the queue is a quorum queue.
+pub(super) fn is_quorum(queue: &Queue) -> bool {
+    queue.arguments.get("x-queue-type").and_then(Value::as_str) == Some("quorum")
+}
+
+/// Whether the queue must not be left without a consumer: it would be deleted, or another consumer
+/// would take its turn.
+pub(super) fn is_kept_by_its_consumer(queue: &Queue) -> bool {
+    let single = queue.arguments.get("x-single-active-consumer");
+    queue.auto_delete || single == Some(&Value::Bool(true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> lapin::Error {
+        let refusal = lapin::protocol::AMQPError::from_id(406, text.into()).unwrap();
+        lapin::ErrorKind::ProtocolError(refusal).into()
+    }
+
+    #[test]
+    fn what_is_declared_otherwise_is_told_with_both_sides_and_the_remedy() {
+        let error = declared_otherwise(
+            &refusal(
+                "PRECONDITION_FAILED - inequivalent arg 'x-max-priority' for queue 'q' in vhost '/': received none but current is the value '10' of type 'signedint'",
+            ),
+            "the queue \"q\"",
+            &json!({"durable": true, "arguments": {"x-expires": 5}}),
+            "the queue",
+        );
+        assert_eq!(error.kind, ErrorKind::Configuration);
+        assert_eq!(
+            error.message,
+            "the queue \"q\" can't be declared: it exists with x-max-priority = 10, and the app declares \
+             it without x-max-priority. The app declares it as \
+             {\"arguments\":{\"x-expires\":5},\"durable\":true}"
+        );
+        assert!(error.hint.unwrap().contains("task_queue_max_priority"));
+    }
+
+    #[test]
+    fn expires_becomes_an_argument() {
+        let mut queue = Queue::direct("q");
+        queue.expires = Some(1.5);
+        assert_eq!(queue_arguments(&queue)["x-expires"], 1500);
+    }
+}

@@ -1,0 +1,336 @@
+//! One connection: claiming, settling, waiting.
+//!
+//! Rows of leases are always locked before rows of messages, and claims wait for nobody. Should the
+//! server still see a deadlock, the transaction is made again.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use celeriac_core::broker::{Error, Fate, Settlement};
+use celeriac_protocol::envelope;
+
+use super::connection::Connection;
+use super::error::is_deadlock;
+use super::schema::{self, Found};
+use crate::sql::pace::Pace;
+use crate::sql::store::{self, Beat, Claims, Store};
+use crate::sql::tables::Tables;
+
+/// How often a transaction is made again that the server has rolled back.
+const ATTEMPTS: u32 = 5;
+
+pub(super) struct MysqlStore {
+    pub(super) connection: Connection,
+    /// The names of the tables, quoted.
+    pub(super) tables: Tables,
+    /// This worker in the tables of workers and leases: letters, digits and hyphens.
+    pub(super) worker: String,
+    found: Found,
+    pace: Pace,
+}
+
+/// A claimed row: its id, its queue's, its payload.
+type Claimed = (i64, i64, Vec<u8>);
+
+impl MysqlStore {
+    pub(super) fn new(
+        connection: Connection,
+        names: &Tables,
+        found: Found,
+        worker: &str,
+        polling_interval: Option<Duration>,
+    ) -> Self {
+        Self {
+            connection,
+            tables: names.quoted(schema::quote),
+            worker: worker.to_owned(),
+            found,
+            pace: Pace::asking(polling_interval),
+        }
+    }
+
+    /// Hands `result` on, and ends the transaction if it is an error.
+    pub(super) async fn roll_back<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
+        if result.is_err() {
+            // A connection that is lost has rolled back already.
+            drop(self.connection.execute("ROLLBACK".to_owned()).await);
+        }
+        result
+    }
+
+    async fn settle_and_claim(
+        &mut self,
+        settlements: &[Settlement],
+        claims: &Claims,
+    ) -> Result<Vec<store::Row>, Error> {
+        let mut statements = "START TRANSACTION;".to_owned();
+        let (worker, tables) = (self.worker.clone(), self.tables.clone());
+        let Tables { message, lease, .. } = &tables;
+        let removed = ids(settlements, &[Fate::Ack, Fate::Reject]);
+        if !removed.is_empty() {
+            let _ = write!(
+                statements,
+                "DELETE l, m FROM {lease} AS l LEFT JOIN {message} AS m ON m.id = l.message_id
+                 WHERE l.message_id IN ({}) AND l.worker = '{worker}';",
+                list(&removed)
+            );
+        }
+        let released = ids(settlements, &[Fate::Release]);
+        if !released.is_empty() {
+            let released = list(&released);
+            let _ = write!(
+                statements,
+                "UPDATE {lease} AS l STRAIGHT_JOIN {message} AS m ON m.id = l.message_id
+                 SET m.visible = 1, m.timestamp = NULL, m.{NEXT_VERSION}
+                 WHERE l.message_id IN ({released}) AND l.worker = '{worker}';
+                 DELETE FROM {lease} WHERE message_id IN ({released}) AND worker = '{worker}';"
+            );
+        }
+        let requeued = ids(settlements, &[Fate::Requeue]);
+        if !requeued.is_empty() {
+            self.connection
+                .execute(std::mem::take(&mut statements))
+                .await?;
+            self.requeue(&requeued).await?;
+        }
+        let mut rows = Vec::new();
+        for share in &claims.shares {
+            let count = share.count.min(claims.limit - rows.len());
+            if count == 0 {
+                break;
+            }
+            // The order must come from the index: to sort, all that waits would have to be locked.
+            let index = if self.found.index {
+                format!("FORCE INDEX ({})", tables.waiting)
+            } else {
+                String::new()
+            };
+            let _ = write!(
+                statements,
+                "SELECT id, queue_id, payload FROM {message} {index}
+                 WHERE queue_id = {} AND visible = 1
+                 ORDER BY timestamp, id LIMIT {count} FOR UPDATE SKIP LOCKED",
+                share.queue
+            );
+            let claimed: Vec<Claimed> =
+                self.connection.run(std::mem::take(&mut statements)).await?;
+            rows.extend(claimed.into_iter().map(|(id, queue, payload)| store::Row {
+                id,
+                queue,
+                payload: payload.into(),
+            }));
+        }
+        // The time of a message stays: its index is what kombu's own claims lock first, and ours would
+        // lock last.
+        if !rows.is_empty() {
+            rows.sort_unstable_by_key(|row| row.id);
+            let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+            let leases: Vec<String> = ids.iter().map(|id| format!("({id}, '{worker}')")).collect();
+            let _ = write!(
+                statements,
+                "INSERT IGNORE INTO {} (name, since, seen)
+                 VALUES ('{worker}', UTC_TIMESTAMP(6), UTC_TIMESTAMP(6));
+                 REPLACE INTO {lease} (message_id, worker) VALUES {};
+                 UPDATE {message} SET visible = 0, {NEXT_VERSION}
+                 WHERE id IN ({});",
+                tables.worker,
+                leases.join(", "),
+                list(&ids)
+            );
+        }
+        statements.push_str("COMMIT");
+        self.connection.execute(statements).await?;
+        Ok(rows)
+    }
+
+    /// Puts messages behind those that wait, marked: new rows, as kombu makes.
+    async fn requeue(&mut self, ids: &[i64]) -> Result<(), Error> {
+        let (worker, tables) = (self.worker.clone(), self.tables.clone());
+        let Tables { message, lease, .. } = &tables;
+        let mut rows: Vec<Claimed> = self
+            .connection
+            .run(format!(
+                "SELECT m.id, m.queue_id, m.payload
+                 FROM {lease} AS l STRAIGHT_JOIN {message} AS m ON m.id = l.message_id
+                 WHERE l.message_id IN ({}) AND l.worker = '{worker}' FOR UPDATE",
+                list(ids)
+            ))
+            .await?;
+        // In the order in which they were settled.
+        rows.sort_by_key(|(id, ..)| ids.iter().position(|other| other == id));
+        for (_, queue, payload) in &rows {
+            // What is no text is no message either, and is not requeued by anybody.
+            let text = String::from_utf8_lossy(payload);
+            self.insert(*queue, &envelope::mark_redelivered(&text))
+                .await?;
+        }
+        self.connection
+            .execute(format!(
+                "DELETE l, m FROM {lease} AS l LEFT JOIN {message} AS m ON m.id = l.message_id
+                 WHERE l.message_id IN ({}) AND l.worker = '{worker}'",
+                list(ids)
+            ))
+            .await
+    }
+
+    async fn insert(&mut self, queue: i64, payload: &str) -> Result<(), Error> {
+        let message = &self.tables.message;
+        let (column, id) = self.next_id("message_id_sequence");
+        let statement = format!(
+            "INSERT INTO {message} ({column} visible, timestamp, payload, version, queue_id)
+             VALUES ({id} 1, NULL, ?, 1, ?)"
+        );
+        self.connection.change(&statement, (payload, queue)).await?;
+        Ok(())
+    }
+
+    /// The column and the value of a new row's id, where it does not count itself.
+    fn next_id(&self, sequence: &str) -> (&'static str, String) {
+        if self.found.sequences {
+            ("id,", format!("nextval({sequence}),"))
+        } else {
+            ("", String::new())
+        }
+    }
+
+    async fn find_queue(&mut self, name: &str) -> Result<Option<i64>, Error> {
+        let statement = format!("SELECT id FROM {} WHERE name = ?", self.tables.queue);
+        self.connection.first(&statement, (name,)).await
+    }
+}
+
+/// kombu's count of updates, which does not run over.
+pub(super) const NEXT_VERSION: &str = "version = version % 32767 + 1";
+
+fn ids(settlements: &[Settlement], fates: &[Fate]) -> Vec<i64> {
+    settlements
+        .iter()
+        .filter(|settlement| fates.contains(&settlement.fate))
+        .map(|settlement| settlement.tag.0 as i64)
+        .collect()
+}
+
+/// Numbers as SQL lists them.
+pub(super) fn list(ids: &[i64]) -> String {
+    let texts: Vec<String> = ids.iter().map(i64::to_string).collect();
+    texts.join(", ")
+}
+
+#[async_trait]
+impl Store for MysqlStore {
+    async fn queue_id(&mut self, name: &str) -> Result<i64, Error> {
+        if let Some(id) = self.find_queue(name).await? {
+            return Ok(id);
+        }
+        let (column, id) = self.next_id("queue_id_sequence");
+        let statement = format!(
+            "INSERT IGNORE INTO {} ({column} name) VALUES ({id} ?)",
+            self.tables.queue
+        );
+        self.connection.change(&statement, (name,)).await?;
+        self.find_queue(name).await?.ok_or_else(|| {
+            Error::new(
+                celeriac_core::broker::ErrorKind::Refused,
+                format!("MySQL: the queue {name:?} could not be made"),
+            )
+        })
+    }
+
+    async fn exchange(
+        &mut self,
+        settlements: &[Settlement],
+        claims: &Claims,
+    ) -> Result<Vec<store::Row>, Error> {
+        if settlements.is_empty() && claims.limit == 0 {
+            return Ok(Vec::new());
+        }
+        let mut attempt = 1;
+        let rows = loop {
+            let result = self.settle_and_claim(settlements, claims).await;
+            match self.roll_back(result).await {
+                Err(error) if is_deadlock(&error) && attempt < ATTEMPTS => attempt += 1,
+                result => break result?,
+            }
+        };
+        if !rows.is_empty() {
+            self.pace.found();
+        }
+        Ok(rows)
+    }
+
+    async fn wait(&mut self) -> Result<(), Error> {
+        tokio::time::sleep(self.pace.next()).await;
+        Ok(())
+    }
+
+    async fn beat(&mut self) -> Result<Beat, Error> {
+        self.sign().await?;
+        let mut restored = 0;
+        for dead in self.dead().await? {
+            restored += self.restore(&dead).await?;
+        }
+        let statement = format!(
+            "SELECT count(*) FROM {} WHERE worker = ?",
+            self.tables.lease
+        );
+        let held: Option<u64> = self
+            .connection
+            .first(&statement, (self.worker.as_str(),))
+            .await?;
+        Ok(Beat {
+            restored,
+            held: held.unwrap_or_default(),
+        })
+    }
+
+    async fn held(&mut self) -> Result<HashSet<u64>, Error> {
+        let ids: Vec<u64> = self
+            .connection
+            .run(format!(
+                "SELECT message_id FROM {} WHERE worker = '{}'",
+                self.tables.lease, self.worker
+            ))
+            .await?;
+        Ok(ids.into_iter().collect())
+    }
+
+    async fn purge(&mut self, queue: &str) -> Result<u64, Error> {
+        let statement = format!(
+            "DELETE m FROM {} AS m JOIN {} AS q ON q.id = m.queue_id
+             WHERE q.name = ? AND m.visible = 1",
+            self.tables.message, self.tables.queue
+        );
+        self.connection.change(&statement, (queue,)).await
+    }
+
+    async fn size(&mut self, queue: &str) -> Result<u64, Error> {
+        let statement = format!(
+            "SELECT count(*) FROM {} AS m JOIN {} AS q ON q.id = m.queue_id
+             WHERE q.name = ? AND m.visible = 1",
+            self.tables.message, self.tables.queue
+        );
+        let size: Option<u64> = self.connection.first(&statement, (queue,)).await?;
+        Ok(size.unwrap_or_default())
+    }
+
+    async fn publish(&mut self, queue: &str, payload: &str) -> Result<(), Error> {
+        let id = self.queue_id(queue).await?;
+        self.insert(id, payload).await
+    }
+
+    async fn leave(&mut self) -> Result<(), Error> {
+        let statement = format!("DELETE FROM {} WHERE name = ?", self.tables.worker);
+        self.connection
+            .change(&statement, (self.worker.clone(),))
+            .await?;
+        Ok(())
+    }
+}
+
+/// Payloads come as bytes that anybody may have written.
+pub(super) fn marked(payload: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(payload).ok()?;
+    Some(envelope::mark_redelivered(text).into_owned())
+}

@@ -1,0 +1,177 @@
+//! Where the server is, from a URL of SQLAlchemy.
+//!
+//! Counterpart: `sqlalchemy.dialects.postgresql` and the connection strings of libpq.
+
+use std::path::Path;
+use std::time::Duration;
+
+use celeriac_core::broker::{Error, ErrorKind};
+use celeriac_net::ServerUrl;
+use tokio_postgres::Config;
+use tokio_postgres::config::SslMode;
+
+use super::connection::Connection;
+use crate::open::Options;
+
+const PORT: u16 = 5432;
+/// Celery's default `broker_connection_timeout`.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+/// A peer that acknowledges nothing for so long is gone.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Where Debian's servers and clients meet.
+const SOCKET_FOLDER: &str = "/var/run/postgresql";
+
+pub(super) struct Address {
+    config: Config,
+    identity: String,
+    connect_timeout: Duration,
+    #[cfg(feature = "tls")]
+    tls: super::tls::Tls,
+}
+
+impl Address {
+    /// Reads the URL, and the options that are SQLAlchemy's `connect_args`.
+    pub(super) fn new(url: &ServerUrl, options: &Options) -> Result<Self, Error> {
+        let arguments = options.transport.get("connect_args");
+        let option = |name: &str| {
+            url.query(name)
+                .or_else(|| arguments?.get(name)?.as_str())
+                .filter(|value| !value.is_empty())
+        };
+        let invalid =
+            |what: String| Error::new(ErrorKind::Configuration, format!("broker_url: {what}"));
+
+        let mut config = Config::new();
+        config.application_name(option("application_name").unwrap_or("celeriac"));
+        if let Some(user) = url.username().or_else(|| option("user")) {
+            config.user(user);
+        }
+        if let Some(password) = url.password().or_else(|| option("password")) {
+            config.password(password);
+        }
+        let database = Some(url.path().trim_start_matches('/'))
+            .filter(|name| !name.is_empty())
+            .or_else(|| option("dbname"));
+        if let Some(database) = database {
+            config.dbname(database);
+        }
+        if let Some(options) = option("options") {
+            config.options(options);
+        }
+        let default_host = if Path::new(SOCKET_FOLDER).is_dir() {
+            SOCKET_FOLDER
+        } else {
+            "localhost"
+        };
+        let host = url
+            .host()
+            .map(|host| host.trim_matches(['[', ']']))
+            .or_else(|| option("host"))
+            .unwrap_or(default_host);
+        let port = match (url.port(), option("port")) {
+            (Some(port), _) => port,
+            (None, Some(text)) => text
+                .parse()
+                .map_err(|_| invalid(format!("the port {text:?} is no number")))?,
+            (None, None) => PORT,
+        };
+        let connect_timeout = match option("connect_timeout") {
+            Some(text) => Duration::from_secs(
+                text.parse()
+                    .map_err(|_| invalid(format!("connect_timeout {text:?} is no number")))?,
+            ),
+            None => options.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
+        };
+        config
+            .host(host)
+            .port(port)
+            .connect_timeout(connect_timeout)
+            .keepalives_idle(SILENCE)
+            .tcp_user_timeout(SILENCE);
+
+        let mode = option("sslmode").unwrap_or("prefer");
+        config.ssl_mode(match mode {
+            "disable" => SslMode::Disable,
+            "allow" | "prefer" => SslMode::Prefer,
+            "require" | "verify-ca" | "verify-full" => SslMode::Require,
+            other => return Err(invalid(format!("sslmode {other:?} is unknown"))),
+        });
+        #[cfg(not(feature = "tls"))]
+        if config.get_ssl_mode() == SslMode::Require {
+            return Err(invalid(format!("sslmode is {mode}"))
+                .with_hint("this build of celeriac has no TLS"));
+        }
+        Ok(Self {
+            identity: format!(
+                "postgresql://{host}:{port}/{}",
+                database.or(url.username()).unwrap_or_default()
+            ),
+            connect_timeout,
+            #[cfg(feature = "tls")]
+            tls: super::tls::Tls::new(mode, option)?,
+            config,
+        })
+    }
+
+    /// Host, port and database.
+    pub(super) fn identity(&self) -> String {
+        self.identity.clone()
+    }
+
+    pub(super) async fn connect(&self) -> Result<Connection, Error> {
+        #[cfg(feature = "tls")]
+        let tls = self.tls.clone();
+        #[cfg(not(feature = "tls"))]
+        let tls = tokio_postgres::NoTls;
+        Connection::open(&self.config, tls, self.connect_timeout).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(url: &str) -> Result<Address, Error> {
+        Address::new(&ServerUrl::parse(url).unwrap(), &Options::default())
+    }
+
+    #[test]
+    fn urls_of_sqlalchemy_are_understood() {
+        for (url, identity) in [
+            ("sqla+postgresql://u:p@h:5433/db", "postgresql://h:5433/db"),
+            ("postgresql+psycopg2://u@h/db", "postgresql://h:5432/db"),
+            ("postgres://[::1]/db", "postgresql://::1:5432/db"),
+            (
+                "sqla+postgresql://u@/db?host=/run/pg&port=6000",
+                "postgresql:///run/pg:6000/db",
+            ),
+            (
+                "sqla+postgresql:///db?host=h&sslmode=disable",
+                "postgresql://h:5432/db",
+            ),
+        ] {
+            assert_eq!(address(url).unwrap().identity(), identity, "{url}");
+        }
+    }
+
+    #[test]
+    fn user_password_and_options_are_decoded() {
+        let url = "sqla+postgresql://u%40x:p%2Fw@h/d%20b?options=-csearch_path%3Dapp";
+        let config = address(url).unwrap().config;
+        assert_eq!(config.get_user(), Some("u@x"));
+        assert_eq!(config.get_password(), Some(&b"p/w"[..]));
+        assert_eq!(config.get_dbname(), Some("d b"));
+        assert_eq!(config.get_options(), Some("-csearch_path=app"));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for query in ["sslmode=maybe", "port=x", "connect_timeout=soon"] {
+            let error = address(&format!("sqla+postgresql://u:secret@/db?{query}"))
+                .err()
+                .unwrap();
+            assert_eq!(error.kind, ErrorKind::Configuration, "{query}");
+            assert!(!error.to_string().contains("secret"));
+        }
+    }
+}

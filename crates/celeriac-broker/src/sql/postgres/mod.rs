@@ -1,0 +1,66 @@
+//! PostgreSQL: one statement settles and claims, and the server tells when something was put into
+//! a queue.
+//!
+//! What Python's producers insert is announced by a trigger on the table of messages (see
+//! `schema`). Where it may not be made, the queues are asked from time to time instead.
+
+mod address;
+mod connection;
+mod error;
+mod schema;
+mod statements;
+mod store;
+#[cfg(feature = "tls")]
+mod tls;
+mod types;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use celeriac_core::broker::Error;
+use celeriac_net::ServerUrl;
+
+use super::store::{Engine, Store};
+use super::tables::Tables;
+use crate::open::Options;
+use address::Address;
+use store::PostgresStore;
+
+/// A database of a PostgreSQL server that holds queues.
+pub(super) struct Postgres {
+    address: Address,
+    names: Tables,
+    /// The transport option `polling_interval`.
+    polling_interval: Option<Duration>,
+}
+
+impl Postgres {
+    pub(super) fn new(url: &ServerUrl, options: &Options) -> Result<Self, Error> {
+        Ok(Self {
+            address: Address::new(url, options)?,
+            names: Tables::new(options),
+            polling_interval: options.seconds("polling_interval"),
+        })
+    }
+}
+
+#[async_trait]
+impl Engine for Postgres {
+    fn identity(&self) -> String {
+        self.address.identity()
+    }
+
+    async fn open(&self, worker: &str) -> Result<Box<dyn Store>, Error> {
+        let connection = self.address.connect().await?;
+        let notices = schema::prepare(&connection, &self.names).await?;
+        let store = PostgresStore::open(
+            connection,
+            &self.names,
+            worker,
+            notices,
+            self.polling_interval,
+        )
+        .await?;
+        Ok(Box::new(store))
+    }
+}

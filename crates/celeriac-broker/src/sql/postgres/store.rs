@@ -1,0 +1,294 @@
+//! One connection: claiming, settling, waiting.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use celeriac_core::broker::{Error, Fate, Settlement};
+use celeriac_protocol::envelope;
+use tokio::time::timeout;
+use tokio_postgres::Row;
+
+use super::connection::Connection;
+use super::error::broker_error;
+use super::schema::{self, Notices};
+use super::statements::Statements;
+use super::types::Text;
+use crate::sql::pace::Pace;
+use crate::sql::store::{self, Beat, Claims, Store};
+use crate::sql::tables::Tables;
+
+/// How many messages of a dead worker are given back at once.
+const RESTORED_AT_ONCE: i64 = 500;
+
+/// How often to ask although the server tells of news: for what it could not tell.
+const WHEN_TOLD: Duration = Duration::from_secs(5);
+
+pub(super) struct PostgresStore {
+    connection: Connection,
+    statements: Statements,
+    /// This worker in the tables of workers and leases.
+    worker: String,
+    pace: Pace,
+}
+
+impl PostgresStore {
+    pub(super) async fn open(
+        connection: Connection,
+        names: &Tables,
+        worker: &str,
+        notices: Notices,
+        polling_interval: Option<Duration>,
+    ) -> Result<Self, Error> {
+        let tables = names.quoted(schema::quote);
+        let statements = Statements::prepare(&connection, &tables, &notices.channel).await?;
+        Ok(Self {
+            connection,
+            statements,
+            worker: worker.to_owned(),
+            pace: if notices.complete {
+                let pause = polling_interval.unwrap_or(WHEN_TOLD);
+                Pace::between(pause, pause)
+            } else {
+                Pace::asking(polling_interval)
+            },
+        })
+    }
+
+    /// Puts messages behind those that wait, marked.
+    async fn requeue(&self, ids: &[i64]) -> Result<(), Error> {
+        let (connection, sql) = (&self.connection, &self.statements);
+        let rows = connection
+            .answer(connection.query(&sql.read, &[&ids, &self.worker]))
+            .await?;
+        let mut payloads = Vec::new();
+        for row in &rows {
+            payloads.push((get(row, 0)?, get::<Text>(row, 1)?.0));
+        }
+        // In the order in which they were settled.
+        payloads.sort_by_key(|(id, _): &(i64, Bytes)| ids.iter().position(|other| other == id));
+        let found: Vec<i64> = payloads.iter().map(|(id, _)| *id).collect();
+        let marked: Vec<String> = payloads
+            .iter()
+            .map(|(_, payload)| {
+                // What is no text is no message either, and is not requeued by anybody.
+                envelope::mark_redelivered(&String::from_utf8_lossy(payload)).into_owned()
+            })
+            .collect();
+        connection
+            .answer(connection.query(&sql.requeue, &[&found, &self.worker, &marked]))
+            .await?;
+        Ok(())
+    }
+
+    /// Gives back everything that a worker holds, marked as delivered before.
+    async fn restore(&mut self, worker: &str) -> Result<u64, Error> {
+        let mut restored = 0;
+        loop {
+            let (freed, visible) = self.restore_some(worker).await?;
+            restored += visible;
+            if freed < RESTORED_AT_ONCE {
+                break;
+            }
+        }
+        let (connection, sql) = (&self.connection, &self.statements);
+        connection
+            .answer(connection.execute(&sql.bury, &[&worker]))
+            .await?;
+        Ok(restored)
+    }
+
+    /// Answers with how many leases it ended, and how many messages that gave back.
+    async fn restore_some(&mut self, worker: &str) -> Result<(i64, u64), Error> {
+        let (connection, sql) = (&self.connection, &self.statements);
+        // Who comes second finds the rows locked, and does nothing. Should this end in the middle,
+        // the transaction ends with the connection.
+        connection.answer(connection.batch_execute("BEGIN")).await?;
+        let rows = connection
+            .answer(connection.query(&sql.lock, &[&worker, &RESTORED_AT_ONCE]))
+            .await?;
+        let mut ids: Vec<i64> = Vec::new();
+        let mut marked: Vec<Option<String>> = Vec::new();
+        for row in &rows {
+            ids.push(get(row, 0)?);
+            // What is no text has no mark, and stays as it is.
+            marked.push(get::<Option<Text>>(row, 1)?.and_then(|Text(payload)| {
+                let text = std::str::from_utf8(&payload).ok()?;
+                Some(envelope::mark_redelivered(text).into_owned())
+            }));
+        }
+        let told = connection
+            .answer(connection.query(&sql.restore, &[&ids, &worker, &marked]))
+            .await?;
+        connection
+            .answer(connection.batch_execute("COMMIT"))
+            .await?;
+        Ok((ids.len() as i64, count(&told)?))
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn queue_id(&mut self, name: &str) -> Result<i64, Error> {
+        let (connection, sql) = (&self.connection, &self.statements);
+        let found = connection
+            .answer(connection.query_opt(&sql.find_queue, &[&name]))
+            .await?;
+        let row = match found {
+            Some(row) => row,
+            None => {
+                connection
+                    .answer(connection.execute(&sql.make_queue, &[&name]))
+                    .await?;
+                connection
+                    .answer(connection.query_one(&sql.find_queue, &[&name]))
+                    .await?
+            }
+        };
+        let id = get(&row, 0)?;
+        connection.news.watch(id);
+        Ok(id)
+    }
+
+    async fn exchange(
+        &mut self,
+        settlements: &[Settlement],
+        claims: &Claims,
+    ) -> Result<Vec<store::Row>, Error> {
+        let ids = |fates: &[Fate]| -> Vec<i64> {
+            settlements
+                .iter()
+                .filter(|settlement| fates.contains(&settlement.fate))
+                .map(|settlement| settlement.tag.0 as i64)
+                .collect()
+        };
+        let (connection, sql) = (&self.connection, &self.statements);
+        let released = ids(&[Fate::Release]);
+        if !released.is_empty() {
+            connection
+                .answer(connection.query(&sql.release, &[&released, &self.worker]))
+                .await?;
+        }
+        let requeued = ids(&[Fate::Requeue]);
+        if !requeued.is_empty() {
+            self.requeue(&requeued).await?;
+        }
+        let removed = ids(&[Fate::Ack, Fate::Reject]);
+        if claims.limit == 0 {
+            if !removed.is_empty() {
+                connection
+                    .answer(connection.query(&sql.remove, &[&removed, &self.worker]))
+                    .await?;
+            }
+            return Ok(Vec::new());
+        }
+        let queues: Vec<i64> = claims.shares.iter().map(|share| share.queue).collect();
+        let counts: Vec<i64> = claims
+            .shares
+            .iter()
+            .map(|share| share.count as i64)
+            .collect();
+        let limit = claims.limit as i64;
+        let rows = connection
+            .answer(connection.query(
+                &sql.exchange,
+                &[&removed, &self.worker, &queues, &counts, &limit],
+            ))
+            .await?;
+        if !rows.is_empty() {
+            self.pace.found();
+        }
+        rows.iter()
+            .map(|row| {
+                Ok(store::Row {
+                    id: get(row, 0)?,
+                    queue: get(row, 1)?,
+                    payload: get::<Text>(row, 2)?.0,
+                })
+            })
+            .collect()
+    }
+
+    async fn wait(&mut self) -> Result<(), Error> {
+        self.connection.check()?;
+        let pause = self.pace.next();
+        drop(timeout(pause, self.connection.news.arrived()).await);
+        self.connection.check()
+    }
+
+    async fn beat(&mut self) -> Result<Beat, Error> {
+        let (connection, sql) = (&self.connection, &self.statements);
+        connection
+            .answer(connection.execute(&sql.beat, &[&self.worker]))
+            .await?;
+        let dead = connection.answer(connection.query(&sql.dead, &[])).await?;
+        let mut restored = 0;
+        for row in &dead {
+            restored += self.restore(get(row, 0)?).await?;
+        }
+        let (connection, sql) = (&self.connection, &self.statements);
+        let held = connection
+            .answer(connection.query_one(&sql.count, &[&self.worker]))
+            .await?;
+        Ok(Beat {
+            restored,
+            held: get::<i64>(&held, 0)? as u64,
+        })
+    }
+
+    async fn held(&mut self) -> Result<HashSet<u64>, Error> {
+        let (connection, sql) = (&self.connection, &self.statements);
+        let rows = connection
+            .answer(connection.query(&sql.held, &[&self.worker]))
+            .await?;
+        rows.iter()
+            .map(|row| get::<i64>(row, 0).map(|id| id as u64))
+            .collect()
+    }
+
+    async fn purge(&mut self, queue: &str) -> Result<u64, Error> {
+        let (connection, sql) = (&self.connection, &self.statements);
+        connection
+            .answer(connection.execute(&sql.purge, &[&queue]))
+            .await
+    }
+
+    async fn size(&mut self, queue: &str) -> Result<u64, Error> {
+        let (connection, sql) = (&self.connection, &self.statements);
+        let row = connection
+            .answer(connection.query_one(&sql.size, &[&queue]))
+            .await?;
+        Ok(get::<i64>(&row, 0)? as u64)
+    }
+
+    async fn publish(&mut self, queue: &str, payload: &str) -> Result<(), Error> {
+        let id = self.queue_id(queue).await?;
+        let (connection, sql) = (&self.connection, &self.statements);
+        connection
+            .answer(connection.query(&sql.publish, &[&id, &payload]))
+            .await?;
+        Ok(())
+    }
+
+    async fn leave(&mut self) -> Result<(), Error> {
+        let (connection, sql) = (&self.connection, &self.statements);
+        connection
+            .answer(connection.execute(&sql.leave, &[&self.worker]))
+            .await?;
+        Ok(())
+    }
+}
+
+fn get<'r, T: tokio_postgres::types::FromSql<'r>>(row: &'r Row, column: usize) -> Result<T, Error> {
+    row.try_get(column).map_err(|error| broker_error(&error))
+}
+
+/// How many messages wait now, as the statements that tell of them answer.
+fn count(told: &[Row]) -> Result<u64, Error> {
+    let mut sum = 0;
+    for row in told {
+        sum += get::<i64>(row, 0)? as u64;
+    }
+    Ok(sum)
+}

@@ -1,0 +1,135 @@
+"""The commands that Celery itself carries out: ``celeriac inspect``, ``control``, ``events``, …
+
+They are Celery's own, in the app's interpreter. Added is what reaches the nodes of this machine
+where the broker has no fanout, and what keeps a revoke for workers that start later.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from typing import Any
+
+NO_CELERY = """\
+Error: Celery is not installed for {executable}.
+
+To mend this: install it there (`pip install celery`), or name the interpreter of your app with \
+--python, CELERIAC_PYTHON or an activated virtual environment."""
+
+#: What an operator is told in a node's place when no node has replied.
+KEPT = "recorded: no node replied, workers that start later will heed it"
+
+
+def main() -> None:
+    """Becomes the program ``celery`` with the words in ``sys.argv``."""
+    sys.argv[0] = "celery"
+    # Celery's `events` has it for two options.
+    warnings.filterwarnings("ignore", message="The parameter -d is used more than once")
+    try:
+        from celery.__main__ import main as celery
+    except ModuleNotFoundError as exc:
+        if exc.name != "celery":
+            raise
+        sys.exit(NO_CELERY.format(executable=sys.executable))
+    install()
+    celery()
+
+
+def install() -> None:
+    """Has each app's ``control`` and ``events`` do more than Celery's do."""
+    from celery.app.control import Control
+    from celery.app.events import Events
+
+    from celeriac.host import local
+
+    initialize = Control.__init__
+
+    @functools.wraps(initialize)
+    def with_app(control: Any, app: Any = None) -> None:
+        initialize(control, app)
+        control.mailbox.app = app
+
+    Control.__init__ = with_app
+    Control.Mailbox = _mailbox_class()
+    Events.receiver_cls = local.LocalReceiver
+
+
+def _mailbox_class() -> type[Any]:
+    from celeriac.host import local
+
+    class CommandMailbox(local.LocalMailbox):
+        """A mailbox that also keeps what is revoked."""
+
+        app: Any = None
+
+        def _broadcast(
+            self,
+            command: str,
+            arguments: dict[str, Any] | None = None,
+            destination: Any = None,
+            reply: bool = False,
+            timeout: float | None = 1,
+            limit: int | None = None,
+            callback: Any = None,
+            channel: Any = None,
+            serializer: str | None = None,
+            pattern: str | None = None,
+            matcher: str | None = None,
+        ) -> Any:
+            # Kept before it is told: a node that begins in between has heard it or finds it. What
+            # is for some nodes only is none of the others' business.
+            for_all = destination is None and pattern is None
+            kept = for_all and keep(self.app, command, arguments or {})
+            replies = super()._broadcast(
+                command,
+                arguments,
+                destination,
+                reply,
+                timeout,
+                limit,
+                callback,
+                channel,
+                serializer,
+                pattern,
+                matcher,
+            )
+            if not (reply and kept and not replies):
+                return replies
+            instead = {"revoked": {"ok": KEPT}}
+            if callback:
+                callback(instead)
+            return [instead]
+
+    return CommandMailbox
+
+
+def keep(app: Any, command: str, arguments: dict[str, Any]) -> bool:
+    """Keeps what a command revokes; whether it did. What stands in its way is told."""
+    from celery.utils.functional import maybe_list
+
+    from celeriac.host.revocations import Revocations, keeps_stamps
+
+    if command in ("revoke", "terminate"):
+        revoked: dict[str, Any] = {"ids": maybe_list(arguments.get("task_id")) or []}
+    elif command == "revoke_by_stamped_headers" and keeps_stamps(app):
+        revoked = {"headers": _headers(arguments.get("headers"))}
+    else:
+        return False
+    revocations = Revocations(app)
+    try:
+        return revocations.add(**revoked)
+    except Exception as exc:
+        reason = f"{type(exc).__name__}: {exc}"
+        print(f"Workers that start later will not know of this: {reason}", file=sys.stderr)
+        return False
+    finally:
+        revocations.close()
+
+
+def _headers(headers: Any) -> dict[str, Any]:
+    """Stamped headers as Celery's workers read them: a mapping, or ``name=value`` words."""
+    if isinstance(headers, dict):
+        return headers
+    pairs = [str(word).split("=") for word in headers or ()]
+    return {pair[0]: pair[1] for pair in pairs if len(pair) > 1}
