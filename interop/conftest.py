@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from harness import workers
 from harness.queues import queues_of
-from harness.servers import RedisServer
+from harness.servers import RabbitServer, RedisServer
 from harness.target import Target
 from harness.wait import wait_until
 
@@ -25,6 +25,13 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def rabbit_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    server = RabbitServer(tmp_path_factory.mktemp("rabbit"))
+    yield server
+    server.close()
 
 
 @dataclass
@@ -55,11 +62,24 @@ class Place:
         return file.read_text().splitlines() if file.exists() else []
 
 
+def place_on_redis(redis: RedisServer, folder: Path) -> Place:
+    broker, backend = redis.database(), redis.database()
+    return Place(redis.url(broker), redis.url(backend), folder, redis_database=broker)
+
+
+def place_on_rabbit(rabbit: RabbitServer, redis: RedisServer, folder: Path) -> Place:
+    """With results in Redis."""
+    return Place(rabbit.url(rabbit.vhost()), redis.url(redis.database()), folder)
+
+
 @pytest.fixture
 def redis_place(redis_server: RedisServer, tmp_path: Path) -> Place:
-    broker, backend = redis_server.database(), redis_server.database()
-    url = f"redis://127.0.0.1:{redis_server.port}"
-    return Place(f"{url}/{broker}", f"{url}/{backend}", tmp_path, redis_database=broker)
+    return place_on_redis(redis_server, tmp_path)
+
+
+@pytest.fixture
+def rabbit_place(rabbit_server: RabbitServer, redis_server: RedisServer, tmp_path: Path) -> Place:
+    return place_on_rabbit(rabbit_server, redis_server, tmp_path)
 
 
 @pytest.fixture
@@ -76,21 +96,38 @@ def place(request: pytest.FixtureRequest) -> Place:
     return found
 
 
+@pytest.fixture(params=["redis", "rabbit"])
+def fanout_place(request: pytest.FixtureRequest) -> Place:
+    """The brokers that remote control and events go through, one after the other."""
+    found: Place = request.getfixturevalue(f"{request.param}_place")
+    return found
+
+
+@pytest.fixture(scope="module", params=["redis", "rabbit"])
+def shared_place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """As ``fanout_place``, for all tests of a module."""
+    redis = request.getfixturevalue("redis_server")
+    folder = tmp_path_factory.mktemp("shared")
+    if request.param == "redis":
+        return place_on_redis(redis, folder)
+    return place_on_rabbit(request.getfixturevalue("rabbit_server"), redis, folder)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., workers.Worker]]:
     """Starts workers, which end with the test."""
-    started = []
+    with workers.Crew(tmp_path) as crew:
+        yield crew.start
 
-    def start_worker(place: Place, *arguments: str, app: str = "basic", **options: Any) -> Any:
-        variables = {**place.variables(), **options.pop("variables", {})}
-        ready = options.pop("ready", True)
-        worker = workers.Worker(tmp_path, app, *arguments, variables=variables, **options)
-        started.append(worker)
-        return worker.wait_ready() if ready else worker
 
-    yield start_worker
-    for worker in started:
-        worker.clean_up()
+@pytest.fixture(scope="module")
+def shared_start(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., workers.Worker]]:
+    """As ``start``, for all tests of a module."""
+    folder = tmp_path_factory.mktemp("workers")
+    with workers.Crew(folder) as crew:
+        yield crew.start
 
 
 @pytest.fixture
@@ -100,14 +137,22 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ModuleType]:
     def load(place: Place, app: str = "basic") -> ModuleType:
         for name, value in place.variables().items():
             monkeypatch.setenv(name, value)
-        # Not among the imported modules: each place has an app of its own, and tasks are named by
-        # the module that the worker imports.
-        module = ModuleType(app)
-        file = workers.APPS / f"{app}.py"
-        exec(compile(file.read_text(), str(file), "exec"), module.__dict__)
-        return module
+        return workers.load_app(app)
 
     return load
+
+
+@pytest.fixture(scope="module")
+def shared_client() -> Iterator[Callable[..., ModuleType]]:
+    """As ``client``, for all tests of a module."""
+    with pytest.MonkeyPatch.context() as variables:
+
+        def load(place: Place, app: str) -> ModuleType:
+            for name, value in place.variables().items():
+                variables.setenv(name, value)
+            return workers.load_app(app)
+
+        yield load
 
 
 @pytest.fixture

@@ -6,11 +6,14 @@ import os
 import random
 import signal
 
+import pytest
+
 from harness.wait import TimedOut, wait_until
 
 TASKS = 2000
 
 
+@pytest.mark.timeout(480)
 def test_random_kills_while_safe_tasks_run(place, start, client):
     app = client(place)
     seed = random.randrange(1 << 32)

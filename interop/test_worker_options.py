@@ -88,10 +88,9 @@ def test_every_option_of_celery_is_accepted(sqlite_place, start, client, given):
     assert worker.stop() == 0
 
 
-@pytest.mark.parametrize(("option", "words"), [("-E", "sends none"), ("-B", "runs no beat")])
-def test_what_comes_later_is_said(sqlite_place, start, option, words):
-    worker = start(sqlite_place, "-c", "1", option)
-    assert words in worker.log
+def test_what_comes_later_is_said(sqlite_place, start):
+    worker = start(sqlite_place, "-c", "1", "-B")
+    assert "runs no beat" in worker.log
     assert worker.stop() == 0
 
 

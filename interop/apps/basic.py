@@ -130,6 +130,16 @@ def sleep_safe(seconds, file, text):
     return text
 
 
+@app.task
+def spin(seconds, file, text):
+    """Leaves no processor to others."""
+    note(file, f"start {text}")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+    note(file, f"end {text}")
+
+
 @app.task(bind=True, acks_late=True)
 def stopped_once(self, file, text):
     """Runs until it is stopped; the second time it ends at once."""

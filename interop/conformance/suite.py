@@ -1,4 +1,4 @@
-"""Gets Celery's integration suite, and knows which of its tests are left out."""
+"""Gets Celery's integration suite, and knows which of its tests are left out and which are long."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+#: The kind of what celeriac does otherwise on purpose, on RabbitMQ.
+DIFFERS = "differs"
 SKIPS = Path(__file__).with_name("skips.tsv")
+SLOW = Path(__file__).with_name("slow.tsv")
+#: Seconds for a test that is not in ``slow.tsv``: what Celery's suite takes after each is in it.
+USUAL = 2.0
 #: Where the tests are inside the source distribution.
 INTEGRATION = Path("t", "integration")
 #: The other tests that come with it.
@@ -58,6 +64,11 @@ def unpack(sdist: Path, folder: Path) -> None:
                 shutil.copyfileobj(content, file)
 
 
+def file_of(test: str) -> str:
+    """The file that a test is in."""
+    return test.partition("::")[0]
+
+
 @dataclass(frozen=True)
 class Skip:
     """One line of ``skips.tsv``: a file, a class or a test that is left out."""
@@ -67,12 +78,12 @@ class Skip:
     reason: str
 
     @property
-    def file(self) -> str:
-        return self.test.partition("::")[0]
-
-    @property
     def is_whole_file(self) -> bool:
         return "::" not in self.test
+
+    def holds_for(self, worker: str, broker: str) -> bool:
+        """Whether it counts for a kind of worker on a broker of this URL, or this kind."""
+        return self.kind != DIFFERS or (worker == "celeriac" and broker.startswith("amqp"))
 
     def covers(self, test: str) -> bool:
         """Whether it is about a test, whose id begins with the name of its file."""
@@ -80,5 +91,29 @@ class Skip:
 
 
 def skips() -> list[Skip]:
-    lines = SKIPS.read_text().splitlines()
-    return [Skip(*line.split("\t")) for line in lines if line and not line.startswith("#")]
+    return [Skip(*row) for row in _rows(SKIPS)]
+
+
+def slow() -> dict[str, float]:
+    """Seconds that long tests take."""
+    return {test: float(seconds) for test, seconds in _rows(SLOW)}
+
+
+def part(tests: Mapping[str, float], number: int, of: int) -> set[str]:
+    """One of so many parts of the tests, which take about as long as each other.
+
+    Each test is in exactly one of them. The order of the tests counts: all that take part must be
+    given the same."""
+    seconds = [0.0] * of
+    found = set()
+    for test in sorted(tests, key=lambda test: -tests[test]):
+        shortest = seconds.index(min(seconds))
+        seconds[shortest] += tests[test]
+        if shortest == number:
+            found.add(test)
+    return found
+
+
+def _rows(file: Path) -> list[list[str]]:
+    lines = file.read_text().splitlines()
+    return [line.split("\t") for line in lines if line and not line.startswith("#")]

@@ -6,9 +6,10 @@ the process of a worker is put in its place:
 
 * the signal ``task_received`` is sent here when a task begins in the worker's process pool;
 * ``successful_requests`` holds the ids of tasks whose end the process pool told of;
+* ``revoked_stamps.clear()`` starts the worker anew: no command of remote control clears them;
 * the log of the worker is repeated here for ``caplog``;
-* where the suite only wants to know by remote control whether the worker lives or is idle, a task
-  tells.
+* the name of the node is that of a worker in this process, and where a test asks for its own
+  process id it gets the worker's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from multiprocessing.connection import Listener
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,9 +30,10 @@ import celery.contrib.pytest
 import pytest
 import redis
 from celery import Celery
-from celery.contrib.testing.manager import ManagerMixin
 from celery.signals import task_received
+from celery.utils.nodenames import anon_nodename
 from celery.worker import state as worker_state
+from kombu import Connection
 
 from conformance import suite
 from conformance.conformance_app import __file__ as app_file
@@ -40,15 +42,14 @@ from harness.workers import Worker
 pytest_plugins = ["celery.contrib.pytest"]
 
 OUT = Path(os.environ["CONFORMANCE_OUT"])
+BROKER = os.environ["TEST_BROKER"]
+WORKER = os.environ["CONFORMANCE_WORKER"]
+#: Which part of the suite is run here, and of how many.
+PART, OF = map(int, os.environ["CONFORMANCE_PART"].split("/"))
 #: Seconds for a task that only shows that a worker works: others may be before it in its queue.
 ALIVE = 60
-#: Seconds for a test; nothing that works takes half of that.
+#: Seconds for a test that is not known to be slow; nothing that works takes half of that.
 LIMIT = 120
-#: Tests that sleep for longer by themselves.
-SLOW = {
-    "test_canvas.py::test_chord::test_enabling_flag_allow_error_cb_on_chord_header": 400,
-    "test_canvas.py::test_chord::test_disabling_flag_allow_error_cb_on_chord_header": 400,
-}
 
 
 class Outside:
@@ -57,15 +58,16 @@ class Outside:
     def __init__(self) -> None:
         self.app: Celery | None = None
         self.worker: Worker | None = None
+        #: When it ended by itself: after which test, and its exit status.
+        self.deaths: list[str] = []
 
     def start(self) -> None:
         folders = [Path(app_file).parent, Path.cwd()]
         self.worker = Worker(
             OUT,
             Path(app_file).stem,
-            "-c",
-            "1",
-            kind=os.environ["CONFORMANCE_WORKER"],
+            *("-c", "1", "-n", anon_nodename(), "--without-heartbeat"),
+            kind=WORKER,
             variables={
                 "PYTHONPATH": os.pathsep.join(map(str, folders)),
                 "CONFORMANCE_NEWS": news.address,
@@ -74,6 +76,10 @@ class Outside:
         threading.Thread(target=repeat_log, args=(self.worker,), daemon=True).start()
         self.worker.wait_ready(timeout=ALIVE)
         self.prove_alive()
+
+    def pid(self) -> int:
+        assert self.worker is not None
+        return self.worker.pid
 
     def prove_alive(self) -> None:
         assert self.app is not None
@@ -93,8 +99,24 @@ class Outside:
         """A test that failed may leave anything behind."""
         assert self.worker is not None
         self.worker.clean_up()
-        redis.Redis.from_url(os.environ["TEST_BROKER"]).flushdb()
+        if BROKER.startswith("redis"):
+            redis.Redis.from_url(BROKER).flushdb()
+        else:
+            with Connection(BROKER) as connection:
+                connection.default_channel.queue_delete("celery")
         self.start()
+
+    def look_after(self, test: str, failed: bool) -> str:
+        """After each test. Returns what became of the worker, if it is not there."""
+        if self.worker is None:
+            return ""
+        status = self.worker.process.poll()
+        ended = "" if status is None else f"the worker ended with exit status {status}"
+        if ended:
+            self.deaths.append(f"{test}: {ended}")
+        if failed or ended:
+            self.replace()
+        return ended
 
 
 outside = Outside()
@@ -155,10 +177,25 @@ def repeat_log(worker: Worker) -> None:
                 time.sleep(0.02)
 
 
-def wait_until_idle(manager: ManagerMixin) -> None:
-    manager.app.control.purge()
-    # The worker runs one task at a time.
-    outside.prove_alive()
+class Stamps(dict[str, Any]):
+    """Has the worker forget what it was told to revoke by stamps."""
+
+    def clear(self) -> None:
+        status = outside.end()
+        if status != 0:
+            outside.deaths.append(f"a warm shutdown ended with exit status {status}")
+        outside.start()
+
+
+class Substitute:
+    """A module with other things for some of its names."""
+
+    def __init__(self, module: Any, **others: Any) -> None:
+        self._module = module
+        self.__dict__.update(others)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 @pytest.fixture(scope="session")
@@ -176,10 +213,10 @@ def celery_session_worker(
 
 
 celery.contrib.pytest.celery_session_worker = celery_session_worker
-ManagerMixin.wait_until_idle = wait_until_idle
 worker_state.successful_requests = news.succeeded
+worker_state.revoked_stamps = Stamps()
 
-results: dict[str, Any] = {"exit status": None, "tests": {}}
+results: dict[str, Any] = {"exit status": None, "deaths": outside.deaths, "tests": {}}
 
 
 def test_id(nodeid: str) -> str:
@@ -194,30 +231,40 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for module in {item.getparent(pytest.Module) for item in items}:
-        if module is not None and hasattr(module.obj, "assert_ping"):
-            module.obj.assert_ping = lambda manager: outside.prove_alive()
-    used = {skip for skip in suite.skips() if skip.is_whole_file and is_there(skip)}
+    slow = suite.slow()
+    seconds: dict[str, float] = {}
+    left_out = set()
     for item in items:
         test = test_id(item.nodeid)
-        limit = SLOW.get(test, LIMIT)
-        item.add_marker(pytest.mark.timeout(limit), append=False)
+        seconds[test] = slow.get(test, suite.USUAL)
+        item.add_marker(pytest.mark.timeout(max(LIMIT, 3 * seconds[test])), append=False)
         for skip in suite.skips():
             if skip.covers(test):
-                used.add(skip)
+                left_out.add(skip.test)
+            if skip.covers(test) and skip.holds_for(WORKER, BROKER):
+                seconds[test] = 0.0
                 item.add_marker(pytest.mark.skip(reason=f"{skip.kind}: {skip.reason}"))
-    files = {test_id(item.nodeid).partition("::")[0] for item in items}
-    stale = [
-        skip.test
-        for skip in suite.skips()
-        if skip not in used and (skip.file in files or not is_there(skip))
-    ]
+        module = item.getparent(pytest.Module)
+        if module is not None and module.name == "test_inspect.py":
+            module.obj.os = Substitute(os, getpid=outside.pid)
+    if not any("::" in given for given in config.args):
+        complain_of_stale(seconds, left_out)
+    here = suite.part(seconds, PART, OF)
+    items[:] = [item for item in items if test_id(item.nodeid) in here]
+
+
+def complain_of_stale(tests: Collection[str], left_out: set[str]) -> None:
+    """What the tables name must be in the suite."""
+    collected = {suite.file_of(test) for test in tests}
+    named = {skip.test for skip in suite.skips()} - left_out | suite.slow().keys() - set(tests)
+    stale = []
+    for test in sorted(named):
+        file = suite.file_of(test)
+        there = (suite.INTEGRATION / file).exists()
+        if not there or (file in collected and file != test):
+            stale.append(test)
     if stale:
-        raise pytest.UsageError(f"skips.tsv has what is not in the suite: {', '.join(stale)}")
-
-
-def is_there(skip: suite.Skip) -> bool:
-    return (suite.INTEGRATION / skip.file).exists()
+        raise pytest.UsageError(f"the suite does not have: {', '.join(stale)}")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -226,9 +273,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     )
     entry["seconds"] += report.duration
     # A part of a test that fails makes the test fail, whatever comes after it.
-    if entry["outcome"] == "passed" and report.outcome != "passed":
+    if report.outcome == "failed" or (entry["outcome"] == "passed" and report.skipped):
         entry["outcome"] = report.outcome
-        entry["reason"] = reason(report)
+        entry["reason"] = entry["reason"] or reason(report)
 
 
 def reason(report: pytest.TestReport) -> str:
@@ -242,12 +289,11 @@ def reason(report: pytest.TestReport) -> str:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     done = yield
-    entry = results["tests"].get(test_id(item.nodeid), {})
-    if entry.get("outcome") == "failed" and outside.worker is not None:
-        status = outside.worker.process.poll()
-        if status is not None:
-            entry["reason"] += f"\nThe worker had ended with exit status {status}."
-        outside.replace()
+    test = test_id(item.nodeid)
+    entry = results["tests"].get(test, {})
+    ended = outside.look_after(test, failed=entry.get("outcome") == "failed")
+    if ended:
+        entry["reason"] += f"\n{ended}"
     return done
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import uuid
 from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Protocol
 
 from harness import processes
 from harness.wait import wait_until
@@ -54,6 +57,67 @@ def run(
     )
 
 
+def load_app(name: str) -> ModuleType:
+    """One of the apps, as a client in this process loads it: it finds its place in the
+    environment.
+
+    Not among the imported modules: each place has an app of its own, and tasks are named by the
+    module that the worker imports."""
+    module = ModuleType(name)
+    file = APPS / f"{name}.py"
+    exec(compile(file.read_text(), str(file), "exec"), module.__dict__)
+    return module
+
+
+class Program:
+    """A process whose output is kept. A context, which ends it."""
+
+    def __init__(self, file: Path, words: list[str], variables: dict[str, str]) -> None:
+        self.file = file
+        with open(file, "ab") as output:
+            self.process = subprocess.Popen(
+                words,
+                env=environment(**variables),
+                cwd=APPS,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                preexec_fn=processes.start_in_the_foreground,
+            )
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def output(self) -> str:
+        return self.file.read_text(errors="replace")
+
+    def wait_for(self, text: str, timeout: float = 30) -> None:
+        """Waits until the output has ``text``."""
+
+        def is_there() -> bool:
+            if text in self.output:
+                return True
+            assert self.process.poll() is None, f"it ended:\n{self.output}"
+            return False
+
+        wait_until(is_there, f"{text!r} in the output", timeout, lambda: self.output)
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 30) -> int:
+        """Ends it, and returns its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+
 class Worker:
     """One worker process with everything below it."""
 
@@ -65,13 +129,16 @@ class Worker:
         kind: str = KIND,
         loglevel: str = "INFO",
         variables: dict[str, str] | None = None,
+        alone: bool = True,
     ) -> None:
+        """``alone``: it takes no notice of other workers, which saves the second that it would
+        wait for their greetings."""
         self.kind = kind
         self.marker = f"INTEROP_WORKER={uuid.uuid4().hex}"
         self.name = f"{kind}-{uuid.uuid4().hex[:8]}"
         self.log_file = folder / f"{self.name}.log"
         name, _, value = self.marker.partition("=")
-        extra = () if kind == "celeriac" else ("--without-gossip", "--without-mingle")
+        extra = ("--without-gossip", "--without-mingle") if alone else ()
         given = " ".join(arguments)
         node = () if re.search(r"(^| )(-n|--hostname)", given) else ("-n", f"{self.name}@%h")
         self._log = open(self.log_file, "ab")
@@ -88,6 +155,11 @@ class Worker:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    @property
+    def node(self) -> str:
+        """Its name for remote control, unless it was given another one."""
+        return f"{self.name}@{socket.gethostname()}"
 
     @property
     def log(self) -> str:
@@ -163,3 +235,38 @@ class Worker:
             except ProcessLookupError:
                 pass
         self._log.close()
+
+
+class Place(Protocol):
+    """Where a worker finds its broker and its results."""
+
+    def variables(self) -> dict[str, str]:
+        """Its environment variables."""
+
+
+class Crew:
+    """Starts workers, and ends them all when it is left."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._started: list[Worker] = []
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for worker in self._started:
+            worker.clean_up()
+
+    def start(self, place: Place, *arguments: str, app: str = "basic", **options: Any) -> Worker:
+        """Starts one, and waits until it is ready unless told not to by ``ready``."""
+        variables = {**place.variables(), **options.pop("variables", {})}
+        ready = options.pop("ready", True)
+        worker = Worker(self.folder, app, *arguments, variables=variables, **options)
+        self._started.append(worker)
+        return worker.wait_ready() if ready else worker

@@ -1,0 +1,76 @@
+"""A way to a server that can be cut."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from contextlib import suppress
+
+_CHUNK = 1 << 16
+
+
+class Proxy:
+    """Forwards what comes in on a port of its own to a server, until it is told to cut."""
+
+    def __init__(self, port: int) -> None:
+        self._target = ("127.0.0.1", port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        #: How many connections have been made so far.
+        self.made = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                inner, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                outer = socket.create_connection(self._target, timeout=10)
+            except OSError:
+                inner.close()
+                continue
+            outer.settimeout(None)
+            with self._lock:
+                self._open.add(inner)
+                self.made += 1
+            threading.Thread(target=self._forward, args=(inner, outer), daemon=True).start()
+
+    def _forward(self, inner: socket.socket, outer: socket.socket) -> None:
+        ways = {inner: outer, outer: inner}
+        with inner, outer, suppress(OSError, ValueError):
+            while True:
+                for source in select.select(list(ways), [], [])[0]:
+                    data = source.recv(_CHUNK)
+                    if not data:
+                        return
+                    ways[source].sendall(data)
+        # Whoever cuts finds it closed, which does no harm.
+        with self._lock:
+            self._open.discard(inner)
+
+    def connections(self) -> int:
+        """How many are open."""
+        with self._lock:
+            return len(self._open)
+
+    def cut(self) -> int:
+        """Ends all connections wherever they are, and says how many there were."""
+        with self._lock:
+            cut = list(self._open)
+            self._open.clear()
+        for connection in cut:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        return len(cut)
+
+    def stop(self) -> None:
+        # A listener that a thread waits on ends by this alone.
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
