@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -19,9 +18,9 @@ from comparison import machine, table  # noqa: E402
 from comparison.figure import Result  # noqa: E402
 from comparison.place import place  # noqa: E402
 from comparison.row import Row  # noqa: E402
+from comparison.servers import Servers  # noqa: E402
 from comparison.worker import KINDS  # noqa: E402
 from harness import workers  # noqa: E402
-from harness.servers import RedisServer  # noqa: E402
 from rows import ROWS  # noqa: E402
 
 
@@ -37,19 +36,15 @@ def main() -> int:
     results: dict[str, list[Result]] = {}
     failures: dict[str, str] = {}
     repetitions = {row.name: options.repetitions or row.repetitions[options.quick] for row in rows}
-    with tempfile.TemporaryDirectory(prefix="celeriac-bench-redis-") as folder:
-        redis = RedisServer(Path(folder))
-        try:
-            versions = machine.describe(redis)
-            for number, row in enumerate(rows, 1):
-                _say(f"[{number}/{len(rows)}] {row.name}")
-                try:
-                    results[row.name] = _compare(row, repetitions[row.name], redis, options.quick)
-                except AssertionError as exc:
-                    failures[row.name] = str(exc)
-                    _say(f"    failed: {exc}")
-        finally:
-            redis.stop()
+    with Servers() as servers:
+        versions = machine.describe(servers.redis)
+        for number, row in enumerate(rows, 1):
+            _say(f"[{number}/{len(rows)}] {row.name}")
+            try:
+                results[row.name] = _compare(row, repetitions[row.name], servers, options.quick)
+            except AssertionError as exc:
+                failures[row.name] = str(exc)
+                _say(f"    failed: {exc}")
     flat = [result for found in results.values() for result in found]
     print(table.render(flat))
     print()
@@ -74,12 +69,12 @@ def main() -> int:
     return 1 if failures else 0
 
 
-def _compare(row: Row, repetitions: int, redis: RedisServer, is_quick: bool) -> list[Result]:
+def _compare(row: Row, repetitions: int, servers: Servers, is_quick: bool) -> list[Result]:
     """Measures both workers in turn, each time the other one first."""
     results = {figure.key: Result(figure) for figure in row.figures()}
     for repetition in range(repetitions):
         for kind in KINDS if repetition % 2 == 0 else reversed(KINDS):
-            with place(redis, is_quick) as here:
+            with place(row.broker, servers, is_quick) as here:
                 measured = row.measure(here, kind)
             for key, value in measured.items():
                 results[key].samples[kind].append(value)

@@ -38,3 +38,12 @@ def stored() -> int:
 def pause(seconds: float) -> None:
     time.sleep(seconds)
     _completed()
+
+
+@app.task(name="compute", ignore_result=True)
+def compute(seconds: float) -> None:
+    """Says that it has begun, and leaves no processor to others."""
+    _completed()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass

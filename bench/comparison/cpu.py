@@ -19,7 +19,7 @@ class Cpu:
     main: float
     #: All that is below, with those that have ended; celeriac's zygote is one of them.
     children: float
-    #: The Redis server.
+    #: The server.
     broker: float
 
     def __sub__(self, earlier: Cpu) -> Cpu:
@@ -36,7 +36,7 @@ class Cpu:
 
 
 def read(mains: list[int], tree: list[int], broker: int) -> Cpu:
-    """The CPU time so far of the processes ``mains``, of the others of ``tree``, and of Redis."""
+    """The CPU time so far of ``mains``, of the other processes of ``tree``, and of the broker."""
     main = children = 0.0
     for pid in tree:
         own, dead = _times(pid)

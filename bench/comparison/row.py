@@ -11,6 +11,8 @@ from comparison.place import Place
 class Row(Protocol):
     #: For ``--only``.
     name: str
+    #: What it is measured with: ``redis`` or ``rabbitmq``.
+    broker: str
     #: How often it is measured in a full run, and in a quick one.
     repetitions: tuple[int, int]
 

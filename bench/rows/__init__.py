@@ -7,6 +7,7 @@ from rows.eta import Eta
 from rows.large import Large
 from rows.latency import Latency
 from rows.memory import Memory
+from rows.ping import Ping
 from rows.recycling import Recycling
 from rows.start import Start
 from rows.throughput import Throughput
@@ -28,6 +29,13 @@ ROWS: list[Row] = [
     Start("small"),
     Start("fat"),
     Recycling(),
-    Eta(),
+    Eta("redis", at_most=5, limit=300),
     Large(),
+    Throughput("ignored", 2, factor=5, events=True),
+    Ping("redis"),
+    Throughput("ignored", 2, factor=5, broker="rabbitmq", main_factor=10),
+    Throughput("stored", 2, factor=5, broker="rabbitmq", main_factor=10),
+    Throughput("ignored", 2, factor=5, broker="rabbitmq", main_factor=10, events=True),
+    Eta("rabbitmq", at_most=10, limit=30),
+    Ping("rabbitmq"),
 ]

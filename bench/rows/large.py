@@ -11,6 +11,7 @@ _ARGUMENT = "x" * (1 << 20)
 
 class Large:
     name = "large"
+    broker = "redis"
     repetitions = (3, 1)
 
     def figures(self) -> list[Figure]:

@@ -19,6 +19,7 @@ _RESTS = (0.007, 0.023, 0.011, 0.031, 0.017)
 
 class Latency:
     name = "latency"
+    broker = "redis"
     repetitions = (5, 1)
 
     def figures(self) -> list[Figure]:

@@ -15,6 +15,7 @@ _REST = 1.0
 
 
 class Memory:
+    broker = "redis"
     repetitions = (3, 1)
 
     def __init__(self, app: str, concurrency: int, factor: float) -> None:

@@ -11,6 +11,7 @@ _TASKS_A_SECOND = 1000
 
 class Recycling:
     name = "recycling"
+    broker = "redis"
     repetitions = (3, 1)
 
     def figures(self) -> list[Figure]:

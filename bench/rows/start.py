@@ -7,6 +7,7 @@ from comparison.place import Place
 
 
 class Start:
+    broker = "redis"
     repetitions = (7, 2)
 
     def __init__(self, app: str) -> None:
