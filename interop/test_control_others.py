@@ -297,7 +297,7 @@ def test_what_is_revoked_stays_so_over_a_restart(fanout_place, start, client, tm
     assert set(ask(app.app, "keeper@host", "revoked")) == {"gone", "later"}
     result = app.add.apply_async((1, 1), task_id="later")
     kept.wait_for("Discarding revoked task: controlled.add[later]")
-    assert result.state == "REVOKED"
+    wait_until(lambda: result.state == "REVOKED", "its state says so", TIMEOUT)
     assert kept.stop() == 0
 
 

@@ -182,7 +182,7 @@ def test_reserved_is_what_is_here_and_does_not_run(watched):
     assert set(ids(watched.ask("active"))) == {result.id for result in busy}
     for result in waiting:
         watched.ask("revoke", task_id=result.id)
-        assert result.state == "REVOKED"
+        wait_until(lambda: result.state == "REVOKED", "it is revoked before its turn", TIMEOUT)
     for result in busy:
         watched.ask("revoke", task_id=result.id, terminate=True)
     for result in waiting:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import select
+import selectors
 import socket
 import threading
 from contextlib import suppress
@@ -41,17 +41,25 @@ class Proxy:
             threading.Thread(target=self._forward, args=(inner, outer), daemon=True).start()
 
     def _forward(self, inner: socket.socket, outer: socket.socket) -> None:
-        ways = {inner: outer, outer: inner}
-        with inner, outer, suppress(OSError, ValueError):
-            while True:
-                for source in select.select(list(ways), [], [])[0]:
-                    data = source.recv(_CHUNK)
-                    if not data:
-                        return
-                    ways[source].sendall(data)
+        # Not select(), which knows no descriptor above 1023.
+        with inner, outer, selectors.DefaultSelector() as selector, suppress(OSError):
+            selector.register(inner, selectors.EVENT_READ, outer)
+            selector.register(outer, selectors.EVENT_READ, inner)
+            while self._passes_on(selector):
+                pass
         # Whoever cuts finds it closed, which does no harm.
         with self._lock:
             self._open.discard(inner)
+
+    @staticmethod
+    def _passes_on(selector: selectors.BaseSelector) -> bool:
+        for key, _ in selector.select():
+            source: socket.socket = key.fileobj  # type: ignore[assignment]
+            data = source.recv(_CHUNK)
+            if not data:
+                return False
+            key.data.sendall(data)
+        return True
 
     def connections(self) -> int:
         """How many are open."""
