@@ -110,6 +110,8 @@ impl AmqpSession {
         let is_held = message::is_held(&delivery, present);
         self.widening.came(is_held, now);
         self.outstanding.insert(delivery.delivery_tag, consumer);
+        self.tags.came(delivery.delivery_tag);
+        self.flow.came();
         if self.inbox.is_empty() {
             self.inbox_since = now;
         }

@@ -87,6 +87,75 @@ pub(super) fn serves(left: usize, credit: usize) -> bool {
     left <= credit && left * 2 >= credit
 }
 
+/// What came of what the server may send.
+#[derive(Debug, Default)]
+pub(super) struct Flow {
+    told: usize,
+    came: usize,
+    /// Whether all came that was allowed the last time.
+    is_full: bool,
+}
+
+impl Flow {
+    /// The server is told that so many messages may come.
+    pub(super) fn told(&mut self, credit: usize) {
+        if credit > 0 {
+            self.is_full = self.told > 0 && self.came >= self.told;
+            (self.told, self.came) = (credit, 0);
+        }
+    }
+
+    /// A message came.
+    pub(super) fn came(&mut self) {
+        self.came += 1;
+    }
+
+    /// Whether more is to be expected at once.
+    pub(super) fn is_more_coming(&self) -> bool {
+        self.is_full && self.came < self.told
+    }
+}
+
+/// The tags of a channel's messages, which the server counts from 1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Tags {
+    came: u64,
+    highest: u64,
+}
+
+impl Tags {
+    /// A message came.
+    pub(super) fn came(&mut self, tag: u64) {
+        self.came += 1;
+        self.highest = self.highest.max(tag);
+    }
+
+    /// Whether none is under way that is older than one that came: consumers of several queues
+    /// are looked at one after the other.
+    fn are_complete(self) -> bool {
+        self.came == self.highest
+    }
+}
+
+/// Which acknowledgements can be said as one, "this and all before it", by the tag of the last;
+/// and those that have to be said one by one. `first_out` is the lowest tag that stays out.
+pub(super) fn together(
+    mut acks: Vec<u64>,
+    first_out: Option<u64>,
+    tags: Tags,
+) -> (Option<u64>, Vec<u64>) {
+    if acks.len() < 2 || !tags.are_complete() {
+        return (None, acks);
+    }
+    acks.sort_unstable();
+    let before = match first_out {
+        Some(out) => acks.partition_point(|tag| *tag < out),
+        None => acks.len(),
+    };
+    let others = acks.split_off(before);
+    (acks.pop(), others)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,6 +218,51 @@ mod tests {
         assert_eq!(widening.credit(total(1000), now), WIDEST_COUNTED);
         assert_eq!(widening.credit(total(3), now), 3);
         assert_eq!(widening.credit(Want::NONE, now), 0);
+    }
+
+    #[test]
+    fn acknowledgements_are_said_as_one_up_to_the_first_that_is_out() {
+        let all_of = |highest| Tags {
+            came: highest,
+            highest,
+        };
+        for (acks, first_out, expected) in [
+            (vec![], None, (None, vec![])),
+            (vec![3], None, (None, vec![3])),
+            (vec![3, 1, 2], None, (Some(3), vec![])),
+            (vec![3, 1, 2], Some(4), (Some(3), vec![])),
+            (vec![4, 1, 2, 6], Some(3), (Some(2), vec![4, 6])),
+            (vec![4, 6], Some(3), (None, vec![4, 6])),
+        ] {
+            assert_eq!(together(acks, first_out, all_of(6)), expected);
+        }
+    }
+
+    #[test]
+    fn no_ack_covers_a_message_that_is_not_known_yet() {
+        let mut tags = Tags::default();
+        for tag in [1, 2, 4] {
+            tags.came(tag);
+        }
+        assert_eq!(together(vec![1, 2, 4], None, tags), (None, vec![1, 2, 4]));
+        tags.came(3);
+        assert_eq!(together(vec![1, 2, 4], Some(3), tags), (Some(2), vec![4]));
+    }
+
+    #[test]
+    fn more_is_expected_only_where_all_came_the_last_time() {
+        let mut flow = Flow::default();
+        flow.told(2);
+        flow.came();
+        assert!(!flow.is_more_coming(), "nothing is known yet");
+        flow.came();
+        flow.told(2);
+        assert!(flow.is_more_coming());
+        flow.came();
+        assert!(flow.is_more_coming());
+        flow.told(0);
+        flow.told(2);
+        assert!(!flow.is_more_coming(), "the queue ran dry");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One connection: what is fetched, what is settled, and how much may come.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,7 +20,7 @@ use lapin::types::FieldTable;
 use tokio::time::Instant;
 
 use super::consuming::{Limits, Subscription, send};
-use super::credit::Widening;
+use super::credit::{self, Flow, Tags, Widening};
 use super::error::{broker_error, unsayable};
 use super::link::Link;
 use super::message::{self, Arrived};
@@ -30,6 +30,9 @@ use super::{Shared, delayed, topology};
 
 /// How long to wait at most before looking whether all is well.
 const POLL: Duration = Duration::from_secs(10);
+/// How long to wait at most for the rest of what the server may send, where it has sent all of it
+/// the last time: messages are cheaper by the batch.
+const GATHERING: Duration = Duration::from_millis(1);
 /// What came and was not wanted for so long goes back.
 const LEFT_OVER_AFTER: Duration = Duration::from_secs(1);
 
@@ -54,7 +57,11 @@ pub(super) struct AmqpSession {
     /// Whether nothing may come: it would be in vain to wait.
     is_held_back: bool,
     /// The consumer of each message that came and is not settled, by its tag.
-    pub(super) outstanding: HashMap<u64, u64>,
+    pub(super) outstanding: BTreeMap<u64, u64>,
+    /// The tags that came over this channel.
+    pub(super) tags: Tags,
+    /// What came of what the server may send.
+    pub(super) flow: Flow,
     pub(super) next_consumer: u64,
     /// What was declared, until it is known whether messages with an ETA wait in the server.
     declared: Vec<Queue>,
@@ -85,7 +92,9 @@ impl AmqpSession {
             inbox_since: now,
             is_fresh: false,
             is_held_back: true,
-            outstanding: HashMap::new(),
+            outstanding: BTreeMap::new(),
+            tags: Tags::default(),
+            flow: Flow::default(),
             next_consumer: 1,
             declared: Vec::new(),
             turn: 0,
@@ -154,10 +163,11 @@ impl AmqpSession {
 
     /// Tells the server what became of messages that were taken out.
     fn settle(&self, settled: &[Settlement]) -> Result<(), Error> {
+        let mut acks = Vec::with_capacity(settled.len());
         for Settlement { tag, fate } in settled {
             let requeue = match fate {
                 Fate::Ack => {
-                    send(self.channel.basic_ack(tag.0, BasicAckOptions::default()))?;
+                    acks.push(tag.0);
                     continue;
                 }
                 Fate::Reject => false,
@@ -165,6 +175,15 @@ impl AmqpSession {
             };
             let options = BasicRejectOptions { requeue };
             send(self.channel.basic_reject(tag.0, options))?;
+        }
+        let first_out = self.outstanding.keys().next().copied();
+        let (together, others) = credit::together(acks, first_out, self.tags);
+        if let Some(last) = together {
+            let options = BasicAckOptions { multiple: true };
+            send(self.channel.basic_ack(last, options))?;
+        }
+        for tag in others {
+            send(self.channel.basic_ack(tag, BasicAckOptions::default()))?;
         }
         Ok(())
     }
@@ -252,6 +271,7 @@ impl AmqpSession {
         self.settle(&settled)?;
         let credit = self.credit(want);
         self.is_held_back = credit == 0;
+        self.flow.told(credit);
         self.consume(credit).await?;
         Ok(deliveries)
     }
@@ -260,6 +280,11 @@ impl AmqpSession {
     fn credit(&mut self, want: Want) -> usize {
         let credit = self.widening.credit(want, Instant::now());
         credit.saturating_sub(self.inbox.len())
+    }
+
+    /// Waits until something has come into the inbox.
+    async fn arriving(&mut self) -> Result<(), Error> {
+        poll_fn(|context| self.poll_collect(context)).await
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -346,11 +371,17 @@ impl Session for AmqpSession {
         }
         let poll = Instant::now() + POLL;
         let until = self.widening.ends().map_or(poll, |ends| ends.min(poll));
-        let arriving = poll_fn(|context| self.poll_collect(context));
         // Running out of time is an answer as good as a message.
-        tokio::time::timeout_at(until, arriving)
+        tokio::time::timeout_at(until, self.arriving())
             .await
             .unwrap_or(Ok(()))?;
+        let gathers_until = Instant::now() + GATHERING;
+        while self.flow.is_more_coming() {
+            match tokio::time::timeout_at(gathers_until, self.arriving()).await {
+                Ok(collected) => collected?,
+                Err(_) => break,
+            }
+        }
         self.check()
     }
 
