@@ -7,7 +7,6 @@ mod demo;
 mod failure;
 mod interpreter;
 mod journal;
-mod stack;
 mod worker;
 
 use std::process::ExitCode;
@@ -17,7 +16,6 @@ use arguments::client::Report;
 use arguments::remote::Remote;
 
 fn main() -> ExitCode {
-    stack::make_deep();
     let (arguments, user_words) = match arguments::parse(std::env::args_os()) {
         Ok(parsed) => parsed,
         Err(error) => {

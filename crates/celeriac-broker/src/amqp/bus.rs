@@ -2,9 +2,8 @@
 //!
 //! Celery's counterparts: `kombu.pidbox.{Mailbox, Node}` and `celery.events.receiver`.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
@@ -12,24 +11,26 @@ use celeriac_core::broker::{Error, ErrorKind};
 use celeriac_core::bus::{Bus, BusOptions, BusSettings, Destination, Heard, Kind, Outgoing};
 use celeriac_core::queue::{Exchange, ExchangeKind, Queue};
 use celeriac_protocol::Message;
-use futures_util::{FutureExt as _, Stream as _};
-use lapin::options::{BasicConsumeOptions, BasicPublishOptions};
-use lapin::types::FieldTable;
-use lapin::{Channel, Consumer};
 use serde_json::{Map, Value};
 
 use super::error::{broker_error, unsayable};
 use super::link::{Address, Link};
-use super::table::short;
+use super::wire::connection::{Arrival, Channel, Delivery};
+use super::wire::method;
 use super::{message, topology};
+
+/// What is looked through for what is urgent.
+const MOST_HEARD: usize = 1000;
 
 /// A connection to the bus.
 pub(super) struct AmqpBus {
     link: Link,
     /// What is said; the server closes it over an exchange that is not there.
     speaking: Channel,
+    /// What is heard.
+    listening: Channel,
     /// Commands before replies before events: an operator waits for none of the last.
-    listening: Vec<(Kind, Consumer)>,
+    heard: [(Kind, VecDeque<Delivery>); 3],
     settings: BusSettings,
     reply_key: String,
     /// Exchanges for replies that are known to be there.
@@ -65,28 +66,19 @@ impl AmqpBus {
         if options.hears_workers {
             queues.push((Kind::Event, event_queue(&settings)));
         }
-        let mut listening = Vec::new();
         for (kind, queue) in &queues {
             let declared = topology::declare(&channel, queue).await;
             declared.map_err(|error| name_is_taken(error, options, *kind))?;
-            let consumer = channel
-                .basic_consume(
-                    short(&queue.name).map_err(|error| unsayable("a queue", &error))?,
-                    format!("celeriac-{kind:?}").to_lowercase().into(),
-                    BasicConsumeOptions {
-                        no_ack: true,
-                        ..BasicConsumeOptions::default()
-                    },
-                    FieldTable::default(),
-                )
-                .await
-                .map_err(|error| name_is_taken(broker_error(&error), options, *kind))?;
-            listening.push((*kind, consumer));
+            let consume = method::consume(&queue.name, tag(*kind), true, false, &Map::new())
+                .map_err(|error| unsayable("a queue", &error))?;
+            let consumed = channel.call(&consume).await;
+            consumed.map_err(|failure| name_is_taken(broker_error(&failure), options, *kind))?;
         }
         Ok(Self {
             speaking: link.channel().await?,
             link,
-            listening,
+            listening: channel,
+            heard: [Kind::Command, Kind::Reply, Kind::Event].map(|kind| (kind, VecDeque::new())),
             declared: HashSet::from([settings.reply_exchange()]),
             settings,
             reply_key,
@@ -95,29 +87,43 @@ impl AmqpBus {
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Result<Heard, Error>> {
-        for (kind, consumer) in &mut self.listening {
-            let lost = match Pin::new(consumer).poll_next(context) {
-                Poll::Pending => continue,
-                Poll::Ready(Some(Ok(delivery))) => {
-                    return Poll::Ready(Ok(Heard {
-                        kind: *kind,
-                        message: message::message(delivery),
-                    }));
+        let lost = loop {
+            let count: usize = self.heard.iter().map(|(_, heard)| heard.len()).sum();
+            if count >= MOST_HEARD {
+                break None;
+            }
+            match self.listening.poll_arrival(context) {
+                Poll::Pending => break None,
+                Poll::Ready(Ok(Arrival::Delivery(delivery))) => {
+                    let place = self
+                        .heard
+                        .iter_mut()
+                        .find(|(kind, _)| *tag(*kind) == *delivery.consumer);
+                    if let Some((_, heard)) = place {
+                        heard.push_back(delivery);
+                    }
                 }
-                Poll::Ready(Some(Err(error))) => broker_error(&error),
-                Poll::Ready(None) => {
+                Poll::Ready(Ok(Arrival::Cancelled(_))) => {
                     let text = "the server cancelled a consumer of the bus: is its queue deleted?";
-                    Error::new(ErrorKind::Connection, text)
+                    break Some(Error::new(ErrorKind::Connection, text));
                 }
-            };
-            return Poll::Ready(Err(lost));
+                Poll::Ready(Err(failure)) => break Some(broker_error(&failure)),
+            }
+        };
+        for (kind, heard) in &mut self.heard {
+            if let Some(delivery) = heard.pop_front() {
+                return Poll::Ready(Ok(Heard {
+                    kind: *kind,
+                    message: message::message(delivery),
+                }));
+            }
         }
-        Poll::Pending
+        lost.map_or(Poll::Pending, |lost| Poll::Ready(Err(lost)))
     }
 
     /// The channel for what is said.
     async fn speaking(&mut self) -> Result<Channel, Error> {
-        if !self.speaking.status().connected() {
+        if !self.speaking.is_open() {
             self.speaking = self.link.channel().await?;
         }
         Ok(self.speaking.clone())
@@ -136,27 +142,18 @@ impl AmqpBus {
         }
         self.is_muted = false;
         let channel = self.speaking().await?;
-        let say = |error| unsayable("a message for the bus", &error);
-        let mut last = None;
         for (exchange, routing_key, message) in messages {
-            let mut publishing = Box::pin(channel.basic_publish(
-                short(exchange).map_err(say)?,
-                short(routing_key).map_err(say)?,
-                BasicPublishOptions::default(),
-                &message.body,
-                message::properties(message).map_err(say)?,
-            ));
-            // Polled once, its frames are in line behind those before it.
-            match (&mut publishing).now_or_never() {
-                Some(Err(error)) => return Err(broker_error(&error)),
-                Some(Ok(_)) => {}
-                None => last = Some(publishing),
-            }
+            let mut properties = Vec::with_capacity(256);
+            message::put_properties(message, &mut properties)
+                .map_err(|error| unsayable("a message for the bus", &error))?;
+            channel
+                .publish(exchange, routing_key, &properties, &message.body)
+                .map_err(|failure| broker_error(&failure))?;
         }
-        if let Some(last) = last {
-            last.await.map_err(|error| broker_error(&error))?;
-        }
-        Ok(())
+        channel
+            .sent()
+            .await
+            .map_err(|failure| broker_error(&failure))
     }
 
     /// Makes sure that the exchanges of replies are there: whoever asks may name any.
@@ -222,6 +219,15 @@ impl Bus for AmqpBus {
 
     async fn close(self: Box<Self>) -> Result<(), Error> {
         self.link.close().await
+    }
+}
+
+/// The consumer's tag.
+fn tag(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Command => "celeriac-command",
+        Kind::Reply => "celeriac-reply",
+        Kind::Event => "celeriac-event",
     }
 }
 

@@ -1,21 +1,19 @@
 //! Consumers: what comes over them, and how much the server may send.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use celeriac_core::broker::{Error, ErrorKind};
 use celeriac_core::queue::Queue;
-use futures_util::{FutureExt as _, Stream as _};
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use tokio::time::Instant;
 
 use super::credit::{self, Limit};
-use super::error::{broker_error, unsayable};
+use super::error::unsayable;
 use super::message::{self, Arrived, Present};
 use super::session::AmqpSession;
-use super::table::{self, short};
 use super::topology;
+use super::wire::connection::{Arrival, Delivery};
+use super::wire::method;
 
 /// How the server is told how much may come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +23,9 @@ pub(super) enum Limits {
     /// One for each consumer.
     Consumer,
 }
+
+/// Before a consumer's number, its tag.
+const TAG: &str = "celeriac-";
 
 /// A queue that is subscribed to.
 pub(super) struct Subscription {
@@ -42,7 +43,6 @@ impl Subscription {
 /// A consumer that the server knows.
 pub(super) struct Consumer {
     pub(super) number: u64,
-    stream: lapin::Consumer,
     /// Its own limit, where it has one.
     prefetch: usize,
     /// What came over it and is not settled.
@@ -50,6 +50,11 @@ pub(super) struct Consumer {
 }
 
 impl Consumer {
+    /// Its tag.
+    fn tag(&self) -> String {
+        format!("{TAG}{}", self.number)
+    }
+
     /// How many more messages its own limit lets come.
     fn left(&self) -> usize {
         self.prefetch.saturating_sub(self.outstanding)
@@ -69,54 +74,63 @@ impl AmqpSession {
     pub(super) fn poll_collect(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let present = Present::default();
         let before = self.inbox.len();
-        for at in 0..self.subscriptions.len() {
-            while let Some(consumer) = &mut self.subscriptions[at].consumer {
-                match Pin::new(&mut consumer.stream).poll_next(context) {
-                    Poll::Pending => break,
-                    Poll::Ready(Some(Ok(delivery))) => {
-                        consumer.outstanding += 1;
-                        let number = consumer.number;
-                        self.take_in(at, number, delivery, &present);
-                    }
-                    Poll::Ready(Some(Err(error))) => {
-                        return Poll::Ready(Err(self.shared.lost(&error)));
-                    }
-                    Poll::Ready(None) => {
-                        let text = format!(
-                            "the server cancelled the consumer of queue {:?}: is it deleted?",
-                            self.subscriptions[at].name
-                        );
-                        return Poll::Ready(Err(Error::new(ErrorKind::Connection, text)));
-                    }
+        loop {
+            match self.channel.poll_arrival(context) {
+                Poll::Ready(Ok(Arrival::Delivery(delivery))) => self.take_in(delivery, &present),
+                Poll::Ready(Ok(Arrival::Cancelled(tag))) => {
+                    return Poll::Ready(Err(self.cancelled(&tag)));
                 }
+                Poll::Ready(Err(failure)) => return Poll::Ready(Err(self.shared.lost(&failure))),
+                Poll::Pending if self.inbox.len() == before => return Poll::Pending,
+                Poll::Pending => return Poll::Ready(Ok(())),
             }
-        }
-        if self.inbox.len() == before {
-            Poll::Pending
-        } else {
-            Poll::Ready(Ok(()))
         }
     }
 
+    /// What it means that the server has cancelled a consumer.
+    fn cancelled(&self, tag: &str) -> Error {
+        let queue = self
+            .subscription(tag)
+            .map(|at| &*self.subscriptions[at].name);
+        let text = format!(
+            "the server cancelled the consumer of queue {:?}: is it deleted?",
+            queue.unwrap_or_default()
+        );
+        Error::new(ErrorKind::Connection, text)
+    }
+
+    /// The subscription whose consumer has this tag.
+    fn subscription(&self, tag: &str) -> Option<usize> {
+        let number: u64 = tag.strip_prefix(TAG)?.parse().ok()?;
+        let is_meant = |consumer: &Consumer| consumer.number == number;
+        self.subscriptions
+            .iter()
+            .position(|subscription| subscription.consumer.as_ref().is_some_and(is_meant))
+    }
+
     /// Puts a message into the inbox.
-    fn take_in(
-        &mut self,
-        subscription: usize,
-        consumer: u64,
-        delivery: lapin::message::Delivery,
-        present: &Present,
-    ) {
+    fn take_in(&mut self, delivery: Delivery, present: &Present) {
+        let Some(at) = self.subscription(&delivery.consumer) else {
+            // A consumer is forgotten when the server has confirmed that it is cancelled.
+            tracing::error!(consumer = %delivery.consumer, "a message for an unknown consumer");
+            return;
+        };
+        let subscription = &mut self.subscriptions[at];
+        let mut number = 0;
+        if let Some(consumer) = &mut subscription.consumer {
+            consumer.outstanding += 1;
+            number = consumer.number;
+        }
         let now = Instant::now();
         let is_held = message::is_held(&delivery, present);
         self.widening.came(is_held, now);
-        self.outstanding.insert(delivery.delivery_tag, consumer);
-        self.tags.came(delivery.delivery_tag);
+        self.outstanding.insert(delivery.tag, number);
         self.flow.came();
         if self.inbox.is_empty() {
             self.inbox_since = now;
         }
         self.inbox.push_back(Arrived {
-            queue: Arc::clone(&self.subscriptions[subscription].name),
+            queue: Arc::clone(&subscription.name),
             is_held,
             delivery,
         });
@@ -153,10 +167,7 @@ impl AmqpSession {
             tracing::warn!("more messages are held than AMQP can count: the prefetch has no limit");
         }
         self.limits = Limits::Channel(Some(limit));
-        send(
-            self.channel
-                .basic_qos(limit, BasicQosOptions { global: true }),
-        )
+        self.tell(&method::qos(limit, true))
     }
 
     /// Cancels consumers, but for those that keep their queues, and collects what still comes.
@@ -173,37 +184,29 @@ impl AmqpSession {
 
     /// Cancels the consumers of these subscriptions, and collects what still comes.
     pub(super) async fn cancel_consumers(&mut self, unfit: &[usize]) -> Result<(), Error> {
-        let tags = unfit
+        let consumers = unfit
             .iter()
-            .filter_map(|at| Some(self.subscriptions[*at].consumer.as_ref()?.stream.tag()));
-        let cancelling: Vec<_> = tags
-            .map(|tag| {
-                self.channel
-                    .basic_cancel(tag, BasicCancelOptions::default())
-            })
-            .collect();
-        futures_util::future::try_join_all(cancelling)
-            .await
-            .map_err(|error| self.shared.lost(&error))?;
-        let present = Present::default();
-        let mut context = Context::from_waker(Waker::noop());
+            .filter_map(|at| self.subscriptions[*at].consumer.as_ref());
+        let mut cancelling = Vec::with_capacity(unfit.len());
+        for consumer in consumers {
+            let cancel = method::cancel(&consumer.tag());
+            let cancel = cancel.map_err(|error| unsayable("a consumer", &error))?;
+            cancelling.push(self.channel.call(&cancel));
+        }
+        for cancelled in cancelling {
+            let cancelled = cancelled.await;
+            cancelled.map_err(|failure| self.shared.lost(&failure))?;
+        }
+        // What the server sent before it confirmed.
+        self.collect()?;
         for at in unfit {
-            let Some(mut consumer) = self.subscriptions[*at].consumer.take() else {
-                continue;
-            };
-            // It ends with what the server sent before it confirmed.
-            while let Poll::Ready(Some(delivery)) =
-                Pin::new(&mut consumer.stream).poll_next(&mut context)
-            {
-                let delivery = delivery.map_err(|error| self.shared.lost(&error))?;
-                self.take_in(*at, consumer.number, delivery, &present);
-            }
+            self.subscriptions[*at].consumer = None;
         }
         Ok(())
     }
 
     /// Begins to consume from each queue without a consumer.
-    pub(super) async fn consume(&mut self, credit: usize) -> Result<(), Error> {
+    pub(super) fn consume(&mut self, credit: usize) -> Result<(), Error> {
         if credit == 0 || self.subscriptions.iter().all(Subscription::consumes) {
             return Ok(());
         }
@@ -218,44 +221,22 @@ impl AmqpSession {
                 continue;
             }
             if self.limits == Limits::Consumer && !is_limited {
-                let options = BasicQosOptions { global: false };
-                send(self.channel.basic_qos(prefetch, options))?;
+                self.tell(&method::qos(prefetch, false))?;
                 is_limited = true;
             }
-            let number = self.next_consumer;
-            self.next_consumer += 1;
-            let what = || format!("the queue {:?}", subscription.name);
-            let arguments = table::arguments(&subscription.queue.consumer_arguments)
-                .map_err(|error| unsayable(&what(), &error))?;
-            let stream = self
-                .channel
-                .basic_consume(
-                    short(&subscription.name).map_err(|error| unsayable(&what(), &error))?,
-                    format!("celeriac-{number}").into(),
-                    BasicConsumeOptions {
-                        nowait: true,
-                        ..BasicConsumeOptions::default()
-                    },
-                    arguments,
-                )
-                .await
-                .map_err(|error| self.shared.lost(&error))?;
-            self.subscriptions[at].consumer = Some(Consumer {
-                number,
-                stream,
+            let consumer = Consumer {
+                number: self.next_consumer,
                 prefetch: usize::from(prefetch),
                 outstanding: 0,
-            });
+            };
+            self.next_consumer += 1;
+            let queue = &subscription.queue;
+            let arguments = &queue.consumer_arguments;
+            let consume = method::consume(&queue.name, &consumer.tag(), false, true, arguments)
+                .map_err(|error| unsayable(&format!("the queue {:?}", queue.name), &error))?;
+            self.tell(&consume)?;
+            self.subscriptions[at].consumer = Some(consumer);
         }
         Ok(())
-    }
-}
-
-/// Sends a frame without waiting for what the server says to it: an error of the connection comes
-/// to light with the next.
-pub(super) fn send(frame: impl Future<Output = lapin::Result<()>>) -> Result<(), Error> {
-    match frame.now_or_never() {
-        None | Some(Ok(())) => Ok(()),
-        Some(Err(error)) => Err(broker_error(&error)),
     }
 }

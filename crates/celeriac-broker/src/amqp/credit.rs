@@ -116,35 +116,11 @@ impl Flow {
     }
 }
 
-/// The tags of a channel's messages, which the server counts from 1.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Tags {
-    came: u64,
-    highest: u64,
-}
-
-impl Tags {
-    /// A message came.
-    pub(super) fn came(&mut self, tag: u64) {
-        self.came += 1;
-        self.highest = self.highest.max(tag);
-    }
-
-    /// Whether none is under way that is older than one that came: consumers of several queues
-    /// are looked at one after the other.
-    fn are_complete(self) -> bool {
-        self.came == self.highest
-    }
-}
-
 /// Which acknowledgements can be said as one, "this and all before it", by the tag of the last;
-/// and those that have to be said one by one. `first_out` is the lowest tag that stays out.
-pub(super) fn together(
-    mut acks: Vec<u64>,
-    first_out: Option<u64>,
-    tags: Tags,
-) -> (Option<u64>, Vec<u64>) {
-    if acks.len() < 2 || !tags.are_complete() {
+/// and those that have to be said one by one. `first_out` is the lowest tag that stays out. A
+/// channel's messages come in the order of their tags, so that none is older and yet to come.
+pub(super) fn together(mut acks: Vec<u64>, first_out: Option<u64>) -> (Option<u64>, Vec<u64>) {
+    if acks.len() < 2 {
         return (None, acks);
     }
     acks.sort_unstable();
@@ -222,10 +198,6 @@ mod tests {
 
     #[test]
     fn acknowledgements_are_said_as_one_up_to_the_first_that_is_out() {
-        let all_of = |highest| Tags {
-            came: highest,
-            highest,
-        };
         for (acks, first_out, expected) in [
             (vec![], None, (None, vec![])),
             (vec![3], None, (None, vec![3])),
@@ -234,19 +206,8 @@ mod tests {
             (vec![4, 1, 2, 6], Some(3), (Some(2), vec![4, 6])),
             (vec![4, 6], Some(3), (None, vec![4, 6])),
         ] {
-            assert_eq!(together(acks, first_out, all_of(6)), expected);
+            assert_eq!(together(acks, first_out), expected);
         }
-    }
-
-    #[test]
-    fn no_ack_covers_a_message_that_is_not_known_yet() {
-        let mut tags = Tags::default();
-        for tag in [1, 2, 4] {
-            tags.came(tag);
-        }
-        assert_eq!(together(vec![1, 2, 4], None, tags), (None, vec![1, 2, 4]));
-        tags.came(3);
-        assert_eq!(together(vec![1, 2, 4], Some(3), tags), (Some(2), vec![4]));
     }
 
     #[test]

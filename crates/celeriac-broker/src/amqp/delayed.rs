@@ -9,77 +9,54 @@
 
 use celeriac_core::broker::Error;
 use celeriac_core::queue::{ExchangeKind, Queue};
-use lapin::options::{
-    ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
-};
-use lapin::types::{FieldTable, ShortString};
-use lapin::{Channel, ExchangeKind as Kind};
 use serde_json::{Map, Value};
 
 use super::error::{broker_error, unsayable};
-use super::table::{self, short};
+use super::wire::connection::Channel;
+use super::wire::failure::Failure;
+use super::wire::method::{self, Declared};
 
 /// Binary digits of the longest wait in seconds.
 const LEVELS: usize = 28;
 /// Where messages come out again.
 const DELIVERY: &str = "celery_delayed_delivery";
+/// The type of their exchanges.
+const TOPIC: &str = "topic";
 
 /// Declares the levels, and binds queues to where messages come out. All of it is sent in one go.
 pub(super) async fn declare(channel: &Channel, queues: &[Queue], kind: &str) -> Result<(), Error> {
     let declared = declare_all(channel, queues, kind).await;
     declared.map_err(|error| match error {
-        Failure::Lapin(error) => broker_error(&error),
         Failure::Unsayable(error) => unsayable("native delayed delivery", &error),
+        failure => broker_error(&failure),
     })
 }
 
-enum Failure {
-    Lapin(lapin::Error),
-    Unsayable(table::Unsayable),
-}
-
-impl From<lapin::Error> for Failure {
-    fn from(error: lapin::Error) -> Self {
-        Self::Lapin(error)
-    }
-}
-
-impl From<table::Unsayable> for Failure {
-    fn from(error: table::Unsayable) -> Self {
-        Self::Unsayable(error)
-    }
-}
-
 async fn declare_all(channel: &Channel, queues: &[Queue], kind: &str) -> Result<(), Failure> {
-    declare_exchange(channel, DELIVERY).await?;
+    declare_exchange(channel, DELIVERY)?;
     for level in 0..LEVELS {
         let name = level_name(level);
         let next = level
             .checked_sub(1)
             .map_or_else(|| DELIVERY.to_owned(), level_name);
-        declare_exchange(channel, &name).await?;
-        declare_queue(channel, &name, &arguments(level, &next, kind)).await?;
-        bind_queue(channel, &name, &name, &digit_key(level, '1')).await?;
-        bind_exchange(channel, &next, &name, &digit_key(level, '0')).await?;
+        declare_exchange(channel, &name)?;
+        declare_queue(channel, &name, &arguments(level, &next, kind))?;
+        bind_queue(channel, &name, &name, &digit_key(level, '1'))?;
+        bind_exchange(channel, &next, &name, &digit_key(level, '0'))?;
     }
     for queue in queues.iter().filter(|queue| is_bindable(queue)) {
         let exchange = &queue.exchange.name;
         let key = delivery_key(&queue.routing_key);
-        bind_exchange(channel, exchange, DELIVERY, &key).await?;
-        bind_queue(channel, &queue.name, exchange, &key).await?;
+        bind_exchange(channel, exchange, DELIVERY, &key)?;
+        bind_queue(channel, &queue.name, exchange, &key)?;
     }
     // What was refused comes to light with the first answer.
-    channel
-        .exchange_declare(
-            short(DELIVERY)?,
-            Kind::Topic,
-            ExchangeDeclareOptions {
-                passive: true,
-                ..ExchangeDeclareOptions::default()
-            },
-            FieldTable::default(),
-        )
-        .await?;
+    let passive = Declared {
+        passive: true,
+        ..Declared::default()
+    };
+    let asked = method::exchange_declare(DELIVERY, TOPIC, passive, &Map::new())?;
+    channel.call(&asked).await?;
     Ok(())
 }
 
@@ -131,68 +108,33 @@ fn is_bindable(queue: &Queue) -> bool {
     exchange.kind != ExchangeKind::Direct && !is_broadcast && !exchange.name.is_empty()
 }
 
-async fn declare_exchange(channel: &Channel, name: &str) -> Result<(), Failure> {
-    let options = ExchangeDeclareOptions {
-        durable: true,
-        nowait: true,
-        ..ExchangeDeclareOptions::default()
-    };
-    let none = FieldTable::default();
-    Ok(channel
-        .exchange_declare(short(name)?, Kind::Topic, options, none)
-        .await?)
+/// Durable, and without an answer.
+const LIKE: Declared = Declared {
+    passive: false,
+    durable: true,
+    exclusive: false,
+    auto_delete: false,
+    nowait: true,
+};
+
+fn declare_exchange(channel: &Channel, name: &str) -> Result<(), Failure> {
+    channel.tell(&method::exchange_declare(name, TOPIC, LIKE, &Map::new())?)
 }
 
-async fn declare_queue(
+fn declare_queue(
     channel: &Channel,
     name: &str,
     arguments: &Map<String, Value>,
 ) -> Result<(), Failure> {
-    let options = QueueDeclareOptions {
-        durable: true,
-        nowait: true,
-        ..QueueDeclareOptions::default()
-    };
-    channel
-        .queue_declare(short(name)?, options, table::arguments(arguments)?)
-        .await?;
-    Ok(())
+    channel.tell(&method::queue_declare(name, LIKE, arguments)?)
 }
 
-async fn bind_queue(
-    channel: &Channel,
-    queue: &str,
-    exchange: &str,
-    key: &str,
-) -> Result<(), Failure> {
-    let options = QueueBindOptions { nowait: true };
-    let (queue, exchange, key) = names(queue, exchange, key)?;
-    let none = FieldTable::default();
-    Ok(channel
-        .queue_bind(queue, exchange, key, options, none)
-        .await?)
+fn bind_queue(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), Failure> {
+    channel.tell(&method::queue_bind(queue, exchange, key, true)?)
 }
 
-async fn bind_exchange(
-    channel: &Channel,
-    destination: &str,
-    source: &str,
-    key: &str,
-) -> Result<(), Failure> {
-    let options = ExchangeBindOptions { nowait: true };
-    let (destination, source, key) = names(destination, source, key)?;
-    let none = FieldTable::default();
-    Ok(channel
-        .exchange_bind(destination, source, key, options, none)
-        .await?)
-}
-
-fn names(
-    to: &str,
-    from: &str,
-    key: &str,
-) -> Result<(ShortString, ShortString, ShortString), table::Unsayable> {
-    Ok((short(to)?, short(from)?, short(key)?))
+fn bind_exchange(channel: &Channel, to: &str, from: &str, key: &str) -> Result<(), Failure> {
+    channel.tell(&method::exchange_bind(to, from, key, true)?)
 }
 
 #[cfg(test)]

@@ -1,63 +1,55 @@
-//! What RabbitMQ and the client library say, in the worker's kinds.
+//! What RabbitMQ and the connection say, in the worker's kinds.
 
 use celeriac_core::broker::{Error, ErrorKind};
-use lapin::ErrorKind as Lapin;
-use lapin::protocol::{AMQPError, AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
 use super::table::Unsayable;
+use super::wire::failure::{Failure, Refusal, code};
 
-/// Sorts an error that came over a live connection, or from one that is lost.
-pub(super) fn broker_error(error: &lapin::Error) -> Error {
-    match error.kind() {
-        Lapin::ProtocolError(refusal) => refused(refusal),
-        _ => Error::new(ErrorKind::Connection, error.to_string()),
+/// Sorts a failure on a live connection, or of one that is lost.
+pub(super) fn broker_error(failure: &Failure) -> Error {
+    match failure {
+        Failure::Refused(refusal) => refused(refusal),
+        Failure::Lost(text) => Error::new(ErrorKind::Connection, text.as_str()),
+        Failure::Unsayable(error) => Error::new(ErrorKind::Configuration, error.to_string()),
     }
 }
 
-fn refused(refusal: &AMQPError) -> Error {
-    let text = refusal.get_message().as_str();
-    match refusal.kind() {
-        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) if text.contains("Login was refused") => {
-            Error::new(
-                ErrorKind::Denied,
-                format!("RabbitMQ refuses the user name or password: {text}"),
-            )
-            .with_hint("check the user and password in broker_url")
-        }
-        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Error::new(ErrorKind::Denied, text)
-            .with_hint(
-                "give the user of broker_url permission for it: rabbitmqctl set_permissions",
-            ),
-        AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) if text.contains("refused for user") => {
+fn refused(refusal: &Refusal) -> Error {
+    let text = refusal.text.as_str();
+    match refusal.code {
+        code::ACCESS_REFUSED if text.contains("Login was refused") => Error::new(
+            ErrorKind::Denied,
+            format!("RabbitMQ refuses the user name or password: {text}"),
+        )
+        .with_hint("check the user and password in broker_url"),
+        code::ACCESS_REFUSED => Error::new(ErrorKind::Denied, text).with_hint(
+            "give the user of broker_url permission for it: rabbitmqctl set_permissions",
+        ),
+        code::NOT_ALLOWED if text.contains("refused for user") => {
             Error::new(ErrorKind::Denied, text).with_hint(
                 "give the user of broker_url access to the vhost: rabbitmqctl set_permissions",
             )
         }
-        AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) if text.contains("vhost") => {
-            Error::new(ErrorKind::Configuration, text).with_hint(
+        code::NOT_ALLOWED if text.contains("vhost") => Error::new(ErrorKind::Configuration, text)
+            .with_hint(
                 "check the vhost at the end of broker_url, or make it: rabbitmqctl add_vhost",
-            )
-        }
+            ),
         // Such as a consumer_timeout: the channel is gone, and what it held is delivered again.
-        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)
-        | AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED | AMQPHardError::INTERNALERROR) => {
+        code::PRECONDITION_FAILED | code::CONNECTION_FORCED | code::INTERNAL_ERROR => {
             Error::new(ErrorKind::Connection, text)
         }
         _ => Error::new(ErrorKind::Refused, text),
     }
 }
 
-/// The code of a refusal, `None` for other errors.
-pub(super) fn refusal(error: &lapin::Error) -> Option<&AMQPErrorKind> {
-    match error.kind() {
-        Lapin::ProtocolError(refusal) => Some(refusal.kind()),
+/// What the server says where a queue, an exchange or an argument is declared otherwise.
+pub(super) fn precondition(failure: &Failure) -> Option<&str> {
+    match failure {
+        Failure::Refused(Refusal { code, text }) if *code == code::PRECONDITION_FAILED => {
+            Some(text)
+        }
         _ => None,
     }
-}
-
-/// Whether the server has said that this queue, exchange or argument is declared otherwise.
-pub(super) fn is_precondition(error: &lapin::Error) -> bool {
-    refusal(error) == Some(&AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED))
 }
 
 /// Something that the app asks for can't be said in AMQP.

@@ -2,22 +2,17 @@
 //!
 //! Celery's counterpart: `kombu.transport.pyamqp.Transport.establish_connection`.
 
-use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsFd as _;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use celeriac_core::broker::{Error, ErrorKind};
 use celeriac_net::ServerUrl;
-use futures_util::{AsyncRead, AsyncWrite};
-use lapin::tcp::{AMQPUriTcpExt as _, TLSConfig};
-use lapin::types::ShortString;
-use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
-use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties};
-
 use serde_json::Value;
+use tokio::net::TcpStream;
 
-use super::error::broker_error;
+use super::error::{broker_error, unsayable};
+use super::table::Unsayable;
+use super::wire::connection::{Channel, Connection, Login};
+use super::wire::failure::Failure;
 use crate::open::Options;
 
 /// Celery's default `broker_connection_timeout`.
@@ -26,15 +21,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 const HEARTBEAT: Duration = Duration::from_mins(2);
 /// How long leaving in order may take.
 const LEAVING: Duration = Duration::from_secs(5);
-/// AMQP's code for leaving in order.
-const SUCCESS: u16 = 200;
 
 /// How to reach one server.
 #[derive(Clone)]
 pub(super) struct Address {
-    uri: AMQPUri,
+    host: String,
+    port: u16,
+    login: Login,
     timeout: Duration,
-    node: Option<String>,
     tls: Option<Tls>,
 }
 
@@ -42,28 +36,29 @@ pub(super) struct Address {
 #[cfg(feature = "tls")]
 #[derive(Clone)]
 struct Tls {
-    connector: lapin::tcp::RustlsConnector,
-    server_name: String,
+    connector: tokio_rustls::TlsConnector,
+    server_name: rustls::pki_types::ServerName<'static>,
 }
 
 #[cfg(feature = "tls")]
 impl Tls {
     fn new(host: &str, options: Option<&Value>) -> Result<Self, Error> {
-        let config = celeriac_net::tls::client_config(options).map_err(|error| {
+        let invalid = |error: &dyn std::fmt::Display| {
             Error::new(ErrorKind::Configuration, format!("broker_use_ssl: {error}"))
-        })?;
+        };
+        let config = celeriac_net::tls::client_config(options).map_err(|error| invalid(&error))?;
         let named = options.and_then(|options| options.get("server_hostname")?.as_str());
+        let name = named.unwrap_or(host).to_owned();
         Ok(Self {
-            connector: config.into(),
-            server_name: named.unwrap_or(host).to_owned(),
+            connector: std::sync::Arc::new(config).into(),
+            server_name: name.try_into().map_err(|error| invalid(&error))?,
         })
     }
 
-    async fn wrap<S>(&self, stream: AsyncTcpStream<S>) -> std::io::Result<AsyncTcpStream<S>>
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        stream.into_rustls(&self.connector, &self.server_name).await
+    async fn log_in(&self, stream: TcpStream, login: &Login) -> Result<Connection, Failure> {
+        let name = self.server_name.clone();
+        let stream = self.connector.connect(name, stream).await?;
+        Connection::open(stream, login).await
     }
 }
 
@@ -80,37 +75,13 @@ impl Tls {
     }
 
     #[expect(clippy::unused_async, reason = "with TLS it waits")]
-    async fn wrap<S>(&self, _: AsyncTcpStream<S>) -> std::io::Result<AsyncTcpStream<S>>
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
+    async fn log_in(&self, _: TcpStream, _: &Login) -> Result<Connection, Failure> {
         match *self {}
     }
 }
 
 /// One connection.
-pub(super) struct Link {
-    connection: Connection,
-    socket: Socket,
-}
-
-/// The socket below a connection, to be cut when the client library would wait for ever.
-#[derive(Clone, Default)]
-struct Socket(Arc<Mutex<Option<TcpStream>>>);
-
-impl Socket {
-    fn keep(&self, stream: TcpStream) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
-    }
-
-    fn cut(&self) {
-        let stream = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(stream) = stream {
-            // One that is closed already is as good.
-            drop(stream.shutdown(Shutdown::Both));
-        }
-    }
-}
+pub(super) struct Link(Connection);
 
 impl Address {
     /// The server that `url` names.
@@ -120,9 +91,11 @@ impl Address {
     pub(super) fn new(url: &ServerUrl, options: &Options) -> Result<Self, Error> {
         let is_tls = url.scheme() == "amqps" || options.ssl.is_some();
         let vhost = vhost(url.path());
-        if ShortString::try_new(vhost.as_str()).is_err() {
-            let text = "broker_url: the vhost is longer than the 255 bytes that AMQP allows";
-            return Err(Error::new(ErrorKind::Configuration, text));
+        if vhost.len() > usize::from(u8::MAX) {
+            return Err(unsayable(
+                "the vhost in broker_url",
+                &Unsayable::TooLong(vhost),
+            ));
         }
         let host = match url.host().unwrap_or("localhost") {
             "localhost" => "127.0.0.1",
@@ -133,78 +106,42 @@ impl Address {
             .transpose()?;
         let heartbeat = options.heartbeat.unwrap_or(HEARTBEAT).as_secs();
         Ok(Self {
-            uri: AMQPUri {
-                scheme: AMQPScheme::AMQP,
-                authority: AMQPAuthority {
-                    userinfo: AMQPUserInfo {
-                        username: url.username().unwrap_or("guest").to_owned(),
-                        password: url.password().unwrap_or("guest").to_owned(),
-                    },
-                    host: host.to_owned(),
-                    port: url.port().unwrap_or(if is_tls { 5671 } else { 5672 }),
-                },
+            host: host.to_owned(),
+            port: url.port().unwrap_or(if is_tls { 5671 } else { 5672 }),
+            login: Login {
+                username: url.username().unwrap_or("guest").to_owned(),
+                password: url.password().unwrap_or("guest").to_owned(),
                 vhost,
-                query: AMQPQueryString {
-                    heartbeat: Some(u16::try_from(heartbeat).unwrap_or(u16::MAX)),
-                    ..AMQPQueryString::default()
-                },
+                heartbeat: u16::try_from(heartbeat).unwrap_or(u16::MAX),
+                name: options.node.clone(),
             },
             timeout: options.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
-            node: options.node.clone(),
             tls,
         })
     }
 
     /// Connects and logs in.
     pub(super) async fn connect(&self) -> Result<Link, Error> {
-        let mut properties = ConnectionProperties::default()
-            .with_client_property("product".into(), "celeriac".into())
-            .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-        if let Some(node) = &self.node {
-            properties = properties.with_connection_name(node.as_str().into());
-        }
-        let socket = Socket::default();
-        let runtime = lapin::runtime::default_runtime().map_err(|error| broker_error(&error))?;
-        let kept = socket.clone();
-        let timeout = self.timeout;
-        let tls = self.tls.clone();
-        let connecting = Connection::connector(
-            self.uri.clone(),
-            runtime,
-            async move |uri, runtime| {
-                let connecting = uri.connect_with_config_async(TLSConfig::default(), &runtime);
-                let stream = tokio::time::timeout(timeout, connecting)
-                    .await
-                    .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?;
-                if let AsyncTcpStream::Plain(stream) = &stream {
-                    let stream = stream.get_ref();
-                    // Acknowledgements are small, and wait for nothing.
-                    stream.set_nodelay(true)?;
-                    kept.keep(TcpStream::from(stream.as_fd().try_clone_to_owned()?));
-                }
-                match &tls {
-                    Some(tls) => Ok(tokio::time::timeout(timeout, tls.wrap(stream))
-                        .await
-                        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?),
-                    None => Ok(stream),
-                }
-            },
-            properties,
-        );
-        match tokio::time::timeout(self.timeout, connecting).await {
-            Ok(Ok(connection)) => Ok(Link { connection, socket }),
-            Ok(Err(error)) => {
-                socket.cut();
-                Err(broker_error(&error))
-            }
+        match tokio::time::timeout(self.timeout, self.open()).await {
+            Ok(Ok(connection)) => Ok(Link(connection)),
+            Ok(Err(failure)) => Err(broker_error(&failure)),
             Err(_) => {
-                socket.cut();
                 let text = format!(
                     "the server does not answer within {} s",
                     self.timeout.as_secs_f64()
                 );
                 Err(Error::new(ErrorKind::Connection, text))
             }
+        }
+    }
+
+    async fn open(&self) -> Result<Connection, Failure> {
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        // Acknowledgements are small, and wait for nothing.
+        stream.set_nodelay(true)?;
+        match &self.tls {
+            Some(tls) => tls.log_in(stream, &self.login).await,
+            None => Connection::open(stream, &self.login).await,
         }
     }
 }
@@ -218,33 +155,27 @@ fn vhost(path: &str) -> String {
 impl Link {
     /// Whether it is still there, as far as is known.
     pub(super) fn is_alive(&self) -> bool {
-        self.connection.status().connected()
+        self.0.is_alive()
     }
 
     /// Whether the server takes nothing that is published.
     pub(super) fn is_blocked(&self) -> bool {
-        self.connection.status().blocked()
+        self.0.is_blocked()
     }
 
     /// A new channel.
     pub(super) async fn channel(&self) -> Result<Channel, Error> {
-        self.connection
-            .create_channel()
-            .await
-            .map_err(|error| broker_error(&error))
+        let opened = self.0.channel().await;
+        opened.map_err(|failure| broker_error(&failure))
     }
 
     /// Leaves in order.
     pub(super) async fn close(&self) -> Result<(), Error> {
-        let closing = self.connection.close(SUCCESS, "OK".into());
-        match tokio::time::timeout(LEAVING, closing).await {
-            Ok(closed) => closed.map_err(|error| broker_error(&error)),
-            Err(_) => {
-                self.socket.cut();
-                let text = "the server does not answer";
-                Err(Error::new(ErrorKind::Connection, text))
-            }
-        }
+        let closing = tokio::time::timeout(LEAVING, self.0.close());
+        closing.await.map_err(|_| {
+            let text = "the server does not answer";
+            Error::new(ErrorKind::Connection, text)
+        })
     }
 }
 
@@ -265,17 +196,12 @@ mod tests {
         ] {
             let url = ServerUrl::parse(url).unwrap();
             let address = Address::new(&url, &Options::default()).unwrap();
-            let authority = &address.uri.authority;
             assert_eq!(
-                (
-                    authority.host.as_str(),
-                    authority.port,
-                    address.uri.vhost.as_str()
-                ),
+                (&*address.host, address.port, &*address.login.vhost),
                 (host, port, vhost),
                 "{url}"
             );
-            assert_eq!(authority.userinfo.username, "guest");
+            assert_eq!(address.login.username, "guest");
         }
         let url = ServerUrl::parse(&format!("amqp://h/{}", "x".repeat(256))).unwrap();
         assert!(Address::new(&url, &Options::default()).is_err());

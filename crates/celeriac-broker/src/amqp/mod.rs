@@ -1,4 +1,4 @@
-//! RabbitMQ over AMQP 0-9-1, with lapin as the client library.
+//! RabbitMQ over AMQP 0-9-1.
 //!
 //! # Fetch what can run
 //!
@@ -31,8 +31,7 @@
 //!
 //! # Losing a connection
 //!
-//! The library's own recovery is off: the worker connects again by itself, and no settlement of
-//! one connection reaches another. A channel that the server closes (`consumer_timeout`) and a
+//! The worker connects again by itself, and no settlement of one connection reaches another. A channel that the server closes (`consumer_timeout`) and a
 //! consumer that it cancels (a deleted queue) count as a lost connection.
 //!
 //! # Publishing
@@ -51,6 +50,7 @@ mod publisher;
 mod session;
 mod table;
 mod topology;
+mod wire;
 
 use std::fmt;
 use std::sync::Arc;

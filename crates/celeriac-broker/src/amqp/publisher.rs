@@ -2,13 +2,12 @@
 
 use celeriac_core::broker::{Error, ErrorKind};
 use celeriac_protocol::Message;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{Channel, Confirmation};
 
 use super::error::{broker_error, unsayable};
 use super::link::{Address, Link};
 use super::message;
-use super::table::short;
+use super::wire::connection::{Channel, Confirmation};
+use super::wire::method;
 
 /// A connection for publishing.
 pub(super) struct Publisher {
@@ -21,16 +20,14 @@ impl Publisher {
     pub(super) async fn open(address: &Address) -> Result<Self, Error> {
         let link = address.connect().await?;
         let channel = link.channel().await?;
-        channel
-            .confirm_select(ConfirmSelectOptions::default())
-            .await
-            .map_err(|error| broker_error(&error))?;
+        let confirms = channel.call(&method::confirm_select()).await;
+        confirms.map_err(|failure| broker_error(&failure))?;
         Ok(Self { link, channel })
     }
 
     /// Whether it can still be used.
     pub(super) fn is_alive(&self) -> bool {
-        self.link.is_alive() && self.channel.status().connected()
+        self.link.is_alive() && self.channel.is_open()
     }
 
     /// Publishes, and waits until the server has the message in a queue. While the server has no
@@ -48,31 +45,22 @@ impl Publisher {
                 "RabbitMQ takes no messages (connection.blocked): publishing waits"
             );
         }
-        let say = |error| unsayable("a message can't be published", &error);
-        let confirm = self
-            .channel
-            .basic_publish(
-                short(exchange).map_err(say)?,
-                short(routing_key).map_err(say)?,
-                BasicPublishOptions {
-                    mandatory: true,
-                    ..BasicPublishOptions::default()
-                },
-                &message.body,
-                message::properties(message).map_err(say)?,
-            )
-            .await
-            .map_err(|error| broker_error(&error))?;
-        match confirm.await.map_err(|error| broker_error(&error))? {
-            Confirmation::Ack(Some(returned)) => Err(Error::new(
+        let mut properties = Vec::with_capacity(512);
+        message::put_properties(message, &mut properties)
+            .map_err(|error| unsayable("a message can't be published", &error))?;
+        let publishing =
+            self.channel
+                .publish_confirmed(exchange, routing_key, &properties, &message.body);
+        let confirmation = publishing.await.map_err(|failure| broker_error(&failure))?;
+        match confirmation {
+            Confirmation::Returned(reason) => Err(Error::new(
                 ErrorKind::Refused,
                 format!(
                     "no queue takes a message for exchange {exchange:?} with routing key \
-                     {routing_key:?}: {}",
-                    returned.reply_text
+                     {routing_key:?}: {reason}"
                 ),
             )),
-            Confirmation::Nack(_) => Err(Error::new(
+            Confirmation::Nack => Err(Error::new(
                 ErrorKind::Full,
                 format!(
                     "RabbitMQ did not take a message for exchange {exchange:?} with routing key \
@@ -80,7 +68,7 @@ impl Publisher {
                 ),
             )
             .with_hint("the queue may be full: see its x-max-length and x-overflow")),
-            Confirmation::Ack(None) | Confirmation::NotRequested => Ok(()),
+            Confirmation::Ack => Ok(()),
         }
     }
 

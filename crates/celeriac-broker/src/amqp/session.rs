@@ -12,20 +12,18 @@ use celeriac_core::broker::{
 };
 use celeriac_core::queue::Queue;
 use celeriac_protocol::Message;
-use lapin::Channel;
-use lapin::options::{
-    BasicAckOptions, BasicQosOptions, BasicRejectOptions, QueueDeclareOptions, QueuePurgeOptions,
-};
-use lapin::types::FieldTable;
+use serde_json::Map;
 use tokio::time::Instant;
 
-use super::consuming::{Limits, Subscription, send};
-use super::credit::{self, Flow, Tags, Widening};
+use super::consuming::{Limits, Subscription};
+use super::credit::{self, Flow, Widening};
 use super::error::{broker_error, unsayable};
 use super::link::Link;
 use super::message::{self, Arrived};
 use super::publisher::Publisher;
-use super::table::short;
+use super::wire::connection::Channel;
+use super::wire::failure::Failure;
+use super::wire::method::{self, Declared};
 use super::{Shared, delayed, topology};
 
 /// How long to wait at most before looking whether all is well.
@@ -58,8 +56,6 @@ pub(super) struct AmqpSession {
     is_held_back: bool,
     /// The consumer of each message that came and is not settled, by its tag.
     pub(super) outstanding: BTreeMap<u64, u64>,
-    /// The tags that came over this channel.
-    pub(super) tags: Tags,
     /// What came of what the server may send.
     pub(super) flow: Flow,
     pub(super) next_consumer: u64,
@@ -93,7 +89,6 @@ impl AmqpSession {
             is_fresh: false,
             is_held_back: true,
             outstanding: BTreeMap::new(),
-            tags: Tags::default(),
             flow: Flow::default(),
             next_consumer: 1,
             declared: Vec::new(),
@@ -104,7 +99,7 @@ impl AmqpSession {
     /// The channel for what may be refused.
     async fn asking(&mut self) -> Result<Channel, Error> {
         if let Some(channel) = &self.asking
-            && channel.status().connected()
+            && channel.is_open()
         {
             return Ok(channel.clone());
         }
@@ -125,7 +120,7 @@ impl AmqpSession {
             if !arrived.is_held {
                 want.runnable -= 1;
             }
-            let tag = DeliveryTag(arrived.delivery.delivery_tag);
+            let tag = DeliveryTag(arrived.delivery.tag);
             if self.acknowledges_at_once(&arrived.queue) {
                 settled.extend(self.take_out(Settlement {
                     tag,
@@ -173,17 +168,15 @@ impl AmqpSession {
                 Fate::Reject => false,
                 Fate::Requeue | Fate::Release => true,
             };
-            let options = BasicRejectOptions { requeue };
-            send(self.channel.basic_reject(tag.0, options))?;
+            self.tell(&method::reject(tag.0, requeue))?;
         }
         let first_out = self.outstanding.keys().next().copied();
-        let (together, others) = credit::together(acks, first_out, self.tags);
+        let (together, others) = credit::together(acks, first_out);
         if let Some(last) = together {
-            let options = BasicAckOptions { multiple: true };
-            send(self.channel.basic_ack(last, options))?;
+            self.tell(&method::ack(last, true))?;
         }
         for tag in others {
-            send(self.channel.basic_ack(tag, BasicAckOptions::default()))?;
+            self.tell(&method::ack(tag, false))?;
         }
         Ok(())
     }
@@ -210,7 +203,7 @@ impl AmqpSession {
             .iter()
             .filter_map(|arrived| {
                 self.take_out(Settlement {
-                    tag: DeliveryTag(arrived.delivery.delivery_tag),
+                    tag: DeliveryTag(arrived.delivery.tag),
                     fate: Fate::Release,
                 })
             })
@@ -238,16 +231,14 @@ impl AmqpSession {
 
     /// Waits until the server has done what it was told before.
     async fn catch_up(&mut self) -> Result<(), Error> {
-        if let Limits::Channel(Some(limit)) = self.limits {
-            self.channel
-                .basic_qos(limit, BasicQosOptions { global: true })
-                .await
-                .map_err(|error| self.shared.lost(&error))?;
-        } else if self.limits == Limits::Consumer {
-            self.channel
-                .basic_qos(1, BasicQosOptions { global: false })
-                .await
-                .map_err(|error| self.shared.lost(&error))?;
+        let limit = match self.limits {
+            Limits::Channel(Some(limit)) => Some(method::qos(limit, true)),
+            Limits::Channel(None) => None,
+            Limits::Consumer => Some(method::qos(1, false)),
+        };
+        if let Some(limit) = limit {
+            let answer = self.channel.call(&limit).await;
+            answer.map_err(|failure| self.shared.lost(&failure))?;
         }
         self.collect()
     }
@@ -272,7 +263,7 @@ impl AmqpSession {
         let credit = self.credit(want);
         self.is_held_back = credit == 0;
         self.flow.told(credit);
-        self.consume(credit).await?;
+        self.consume(credit)?;
         Ok(deliveries)
     }
 
@@ -287,8 +278,14 @@ impl AmqpSession {
         poll_fn(|context| self.poll_collect(context)).await
     }
 
+    /// Tells the server something that it does not answer, or whose answer does not matter.
+    pub(super) fn tell(&self, request: &method::Request) -> Result<(), Error> {
+        let told = self.channel.tell(request);
+        told.map_err(|failure| self.shared.lost(&failure))
+    }
+
     fn check(&self) -> Result<(), Error> {
-        if self.link.is_alive() && self.channel.status().connected() {
+        if self.link.is_alive() && self.channel.is_open() {
             return Ok(());
         }
         let text = "the connection to the server is lost";
@@ -298,8 +295,8 @@ impl AmqpSession {
 
 impl Shared {
     /// What the loss of the consuming channel or its connection means.
-    pub(super) fn lost(&self, error: &lapin::Error) -> Error {
-        let error = broker_error(error);
+    pub(super) fn lost(&self, failure: &Failure) -> Error {
+        let error = broker_error(failure);
         if error.message.contains("global") && error.message.contains("qos") {
             self.refuses_channel_limits.store(true, Ordering::Relaxed);
             return Error::new(ErrorKind::Connection, error.message);
@@ -402,12 +399,10 @@ impl Session for AmqpSession {
             settlement.fate = Fate::Ack;
         }
         self.settle(&purged)?;
-        let name = short(queue).map_err(|error| unsayable("a queue", &error))?;
-        let channel = self.asking().await?;
-        let waiting = channel
-            .queue_purge(name, QueuePurgeOptions::default())
-            .await
-            .map_err(|error| broker_error(&error))?;
+        let purge = method::queue_purge(queue).map_err(|error| unsayable("a queue", &error))?;
+        let answer = self.asking().await?.call(&purge).await;
+        let answer = answer.map_err(|failure| broker_error(&failure))?;
+        let waiting = method::purged(&answer).map_err(|error| broker_error(&error.into()))?;
         Ok(u64::from(waiting) + purged.len() as u64)
     }
 
@@ -415,17 +410,16 @@ impl Session for AmqpSession {
         self.catch_up().await?;
         let here = self.inbox.iter().filter(|arrived| &*arrived.queue == queue);
         let here = here.count() as u64;
-        let name = short(queue).map_err(|error| unsayable("a queue", &error))?;
-        let options = QueueDeclareOptions {
+        let passive = Declared {
             passive: true,
-            ..QueueDeclareOptions::default()
+            ..Declared::default()
         };
-        let channel = self.asking().await?;
-        let queue = channel
-            .queue_declare(name, options, FieldTable::default())
-            .await
-            .map_err(|error| broker_error(&error))?;
-        Ok(u64::from(queue.message_count()) + here)
+        let declare = method::queue_declare(queue, passive, &Map::new())
+            .map_err(|error| unsayable("a queue", &error))?;
+        let answer = self.asking().await?.call(&declare).await;
+        let answer = answer.map_err(|failure| broker_error(&failure))?;
+        let waiting = method::messages_in(&answer).map_err(|error| broker_error(&error.into()))?;
+        Ok(u64::from(waiting) + here)
     }
 
     async fn publish(&mut self, queue: &str, message: &Message) -> Result<(), Error> {

@@ -10,8 +10,9 @@ use std::fmt::Write as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use celeriac_protocol::json;
-use lapin::types::{AMQPValue, DecimalValue, FieldArray, FieldTable, LongString, ShortString};
 use serde_json::Value;
+
+use super::wire::octets::{Malformed, Octets, put_long, put_short_text};
 
 /// What can't be said in AMQP.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,33 +32,55 @@ pub(super) enum Unsayable {
 /// 1,000 levels, in a thread with little stack.
 const MOST_LEVELS: usize = 500;
 
-/// A table that no Python would read.
+/// Why a table can't be written as JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the headers are nested too deeply")]
-pub(super) struct TooDeep;
-
-/// A text of at most 255 bytes.
-pub(super) fn short(text: &str) -> Result<ShortString, Unsayable> {
-    ShortString::try_new(text).map_err(|_| Unsayable::TooLong(text.to_owned()))
+pub(super) enum Unreadable {
+    /// No Python would read it.
+    #[error("the headers are nested too deeply")]
+    TooDeep,
+    /// It ends too early, or holds a type that RabbitMQ does not know.
+    #[error("the headers are malformed")]
+    Malformed,
 }
 
-/// The table as a JSON object.
-pub(super) fn write_table(table: &FieldTable, to: &mut String) -> Result<(), TooDeep> {
-    write_members(table, MOST_LEVELS, to)
+impl From<Malformed> for Unreadable {
+    fn from(Malformed: Malformed) -> Self {
+        Self::Malformed
+    }
 }
 
-fn write_members(table: &FieldTable, levels: usize, to: &mut String) -> Result<(), TooDeep> {
-    let levels = levels.checked_sub(1).ok_or(TooDeep)?;
+/// The members of a table as a JSON object.
+pub(super) fn write_table(members: &[u8], to: &mut String) -> Result<(), Unreadable> {
+    write_members(members, MOST_LEVELS, to)
+}
+
+fn write_members(members: &[u8], levels: usize, to: &mut String) -> Result<(), Unreadable> {
+    let levels = levels.checked_sub(1).ok_or(Unreadable::TooDeep)?;
+    let mut octets = Octets(members);
     to.push('{');
-    for (at, (name, value)) in table.inner().iter().enumerate() {
-        if at > 0 {
+    while !octets.is_empty() {
+        if octets.0.len() < members.len() {
             to.push_str(", ");
         }
-        write_text(name.as_str(), to);
+        write_text(&octets.short_text()?, to);
         to.push_str(": ");
-        write_value(value, levels, to)?;
+        write_value(&mut octets, levels, to)?;
     }
     to.push('}');
+    Ok(())
+}
+
+fn write_elements(elements: &[u8], levels: usize, to: &mut String) -> Result<(), Unreadable> {
+    let levels = levels.checked_sub(1).ok_or(Unreadable::TooDeep)?;
+    let mut octets = Octets(elements);
+    to.push('[');
+    while !octets.is_empty() {
+        if octets.0.len() < elements.len() {
+            to.push_str(", ");
+        }
+        write_value(&mut octets, levels, to)?;
+    }
+    to.push(']');
     Ok(())
 }
 
@@ -73,42 +96,76 @@ pub(super) fn write_text(text: &str, to: &mut String) {
     }
 }
 
-fn write_value(value: &AMQPValue, levels: usize, to: &mut String) -> Result<(), TooDeep> {
-    match value {
-        AMQPValue::Boolean(value) => to.push_str(if *value { "true" } else { "false" }),
-        AMQPValue::ShortShortInt(value) => write_integer(i64::from(*value), to),
-        AMQPValue::ShortShortUInt(value) => write_integer(i64::from(*value), to),
-        AMQPValue::ShortInt(value) => write_integer(i64::from(*value), to),
-        AMQPValue::ShortUInt(value) => write_integer(i64::from(*value), to),
-        AMQPValue::LongInt(value) => write_integer(i64::from(*value), to),
-        AMQPValue::LongUInt(value) => write_integer(i64::from(*value), to),
-        AMQPValue::LongLongInt(value) => write_integer(*value, to),
-        AMQPValue::Float(value) => write_float(f64::from(*value), to),
-        AMQPValue::Double(value) => write_float(*value, to),
-        AMQPValue::DecimalValue(value) => write_marked("decimal", &decimal(*value), to),
-        AMQPValue::ShortString(value) => write_text(value.as_str(), to),
-        AMQPValue::LongString(value) => write_bytes(value.as_bytes(), true, to),
-        AMQPValue::ByteArray(value) => write_bytes(value.as_slice(), false, to),
-        AMQPValue::FieldArray(values) => {
-            let levels = levels.checked_sub(1).ok_or(TooDeep)?;
-            to.push('[');
-            for (at, value) in values.as_slice().iter().enumerate() {
-                if at > 0 {
-                    to.push_str(", ");
-                }
-                write_value(value, levels, to)?;
-            }
-            to.push(']');
+/// The types are RabbitMQ's, which differ from the specification's in `s`.
+fn write_value(octets: &mut Octets<'_>, levels: usize, to: &mut String) -> Result<(), Unreadable> {
+    match octets.octet()? {
+        b'S' => write_bytes(octets.long_bytes()?, true, to),
+        b'x' => write_bytes(octets.long_bytes()?, false, to),
+        b't' => to.push_str(if octets.octet()? == 0 {
+            "false"
+        } else {
+            "true"
+        }),
+        b'V' => to.push_str("null"),
+        b'b' => write_integer(i8::from_be_bytes(octets.array()?).into(), to),
+        b'B' => write_integer(octets.octet()?.into(), to),
+        b's' | b'U' => write_integer(i16::from_be_bytes(octets.array()?).into(), to),
+        b'u' => write_integer(octets.short()?.into(), to),
+        b'I' => write_integer(i32::from_be_bytes(octets.array()?).into(), to),
+        b'i' => write_integer(octets.long()?.into(), to),
+        b'L' | b'l' => write_integer(i64::from_be_bytes(octets.array()?), to),
+        b'f' => write_float(f32::from_be_bytes(octets.array()?).into(), to),
+        b'd' => write_float(f64::from_be_bytes(octets.array()?), to),
+        b'D' => {
+            let scale = octets.octet()?;
+            let value = i32::from_be_bytes(octets.array()?);
+            write_marked("decimal", &decimal(value, scale), to);
         }
-        AMQPValue::Timestamp(seconds) => match datetime(*seconds) {
-            Some(datetime) => write_marked("datetime", &datetime, to),
-            // Beyond what Python's datetime can say, py-amqp fails; the number says it all.
-            None => write_integer(*seconds as i64, to),
-        },
-        AMQPValue::FieldTable(table) => write_members(table, levels, to)?,
-        AMQPValue::Void => to.push_str("null"),
+        b'T' => {
+            let seconds = octets.long_long()?;
+            match datetime(seconds) {
+                Some(datetime) => write_marked("datetime", &datetime, to),
+                // Beyond what Python's datetime can say, py-amqp fails; the number says it all.
+                None => write_integer(seconds as i64, to),
+            }
+        }
+        b'F' => write_members(octets.long_bytes()?, levels, to)?,
+        b'A' => write_elements(octets.long_bytes()?, levels, to)?,
+        _ => return Err(Unreadable::Malformed),
     }
     Ok(())
+}
+
+/// The text of a member of a table, where it is a text; looked for at the first level only.
+pub(super) fn find_text<'t>(members: &'t [u8], name: &str) -> Option<&'t [u8]> {
+    let mut octets = Octets(members);
+    let mut found = None;
+    while !octets.is_empty() {
+        let key = octets.short_bytes().ok()?;
+        let value = octets.0;
+        skip_value(&mut octets).ok()?;
+        if key == name.as_bytes() {
+            found = Some(value);
+        }
+    }
+    match found? {
+        [b'S', text @ ..] => Octets(text).long_bytes().ok(),
+        _ => None,
+    }
+}
+
+fn skip_value(octets: &mut Octets<'_>) -> Result<(), Malformed> {
+    let length = match octets.octet()? {
+        b'V' => 0,
+        b't' | b'b' | b'B' => 1,
+        b's' | b'U' | b'u' => 2,
+        b'I' | b'i' | b'f' => 4,
+        b'D' => 5,
+        b'L' | b'l' | b'd' | b'T' => 8,
+        b'S' | b'x' | b'F' | b'A' => return octets.long_bytes().map(drop),
+        _ => return Err(Malformed),
+    };
+    octets.bytes(length).map(drop)
 }
 
 fn write_integer(value: i64, to: &mut String) {
@@ -145,12 +202,10 @@ fn write_marked(kind: &str, value: &str, to: &mut String) {
 }
 
 /// `str(Decimal(value) / Decimal(10 ** scale))`
-fn decimal(decimal: DecimalValue) -> String {
-    // py-amqp reads it with its sign.
-    let value = decimal.value as i32;
+fn decimal(value: i32, scale: u8) -> String {
     let (mut digits, mut scale) = (
         i64::from(value).unsigned_abs().to_string(),
-        usize::from(decimal.scale),
+        usize::from(scale),
     );
     while scale > 0 && digits.len() > 1 && digits.ends_with('0') {
         digits.pop();
@@ -185,116 +240,163 @@ fn datetime(seconds: u64) -> Option<String> {
     Some(timestamp.strftime("%Y-%m-%dT%H:%M:%S").to_string())
 }
 
-/// The JSON object `text` as a table, in py-amqp's types.
-pub(super) fn read_table(text: &str) -> Result<FieldTable, Unsayable> {
+/// Writes the JSON object `text` as a table, in py-amqp's types.
+pub(super) fn put_table(text: &str, to: &mut Vec<u8>) -> Result<(), Unsayable> {
     let object = json::Object::parse(text).map_err(|error| Unsayable::Json(error.to_string()))?;
-    let mut table = FieldTable::default();
-    for (name, value) in object.iter() {
-        table.insert(short(name)?, read_value(value)?);
-    }
-    Ok(table)
-}
-
-fn read_value(raw: &str) -> Result<AMQPValue, Unsayable> {
-    let invalid = |error: serde_json::Error| Unsayable::Json(error.to_string());
-    Ok(match raw.as_bytes().first() {
-        Some(b'{') => AMQPValue::FieldTable(read_table(raw)?),
-        Some(b'[') => {
-            let mut array = FieldArray::default();
-            for element in json::parse_array(raw).map_err(invalid)? {
-                array.push(read_value(element)?);
-            }
-            AMQPValue::FieldArray(array)
+    put_long(to, |to| {
+        for (name, value) in object.iter() {
+            put_short_text(name, to)?;
+            put_value(value, to)?;
         }
-        Some(b'"') => {
-            let text: Cow<'_, str> = json::as_str(raw).unwrap_or_default();
-            AMQPValue::LongString(LongString::from(text.as_bytes()))
-        }
-        _ => match raw {
-            "null" => AMQPValue::Void,
-            "true" => AMQPValue::Boolean(true),
-            "false" => AMQPValue::Boolean(false),
-            number => read_number(number)?,
-        },
+        Ok(())
     })
 }
 
-fn read_number(raw: &str) -> Result<AMQPValue, Unsayable> {
+/// Writes arguments of a queue, an exchange or a consumer.
+pub(super) fn put_arguments(
+    arguments: &serde_json::Map<String, Value>,
+    to: &mut Vec<u8>,
+) -> Result<(), Unsayable> {
+    put_long(to, |to| {
+        for (name, value) in arguments {
+            put_short_text(name, to)?;
+            put_value(&value.to_string(), to)?;
+        }
+        Ok(())
+    })
+}
+
+fn put_value(raw: &str, to: &mut Vec<u8>) -> Result<(), Unsayable> {
+    match raw.as_bytes().first() {
+        Some(b'{') => {
+            to.push(b'F');
+            put_table(raw, to)?;
+        }
+        Some(b'[') => {
+            let elements =
+                json::parse_array(raw).map_err(|error| Unsayable::Json(error.to_string()))?;
+            to.push(b'A');
+            put_long(to, |to| {
+                let mut elements = elements.into_iter();
+                elements.try_for_each(|element| put_value(element, to))
+            })?;
+        }
+        Some(b'"') => {
+            let text: Cow<'_, str> = json::as_str(raw).unwrap_or_default();
+            to.push(b'S');
+            put_long::<Unsayable>(to, |to| {
+                to.extend_from_slice(text.as_bytes());
+                Ok(())
+            })?;
+        }
+        _ => match raw {
+            "null" => to.push(b'V'),
+            "true" => to.extend_from_slice(b"t\x01"),
+            "false" => to.extend_from_slice(b"t\x00"),
+            number => put_number(number, to)?,
+        },
+    }
+    Ok(())
+}
+
+fn put_number(raw: &str, to: &mut Vec<u8>) -> Result<(), Unsayable> {
+    let unsayable = || Unsayable::Number(raw.to_owned());
     let is_integer = !raw.contains(['.', 'e', 'E', 'N', 'I']);
     if !is_integer {
-        return match raw.parse::<f64>() {
-            Ok(number) if number.is_finite() => Ok(AMQPValue::Double(number)),
-            _ => Err(Unsayable::Number(raw.to_owned())),
-        };
+        let number: f64 = raw.parse().map_err(|_| unsayable())?;
+        if !number.is_finite() {
+            return Err(unsayable());
+        }
+        to.push(b'd');
+        to.extend_from_slice(&number.to_be_bytes());
+        return Ok(());
     }
-    raw.parse()
-        .map(integer)
-        .map_err(|_| Unsayable::Number(raw.to_owned()))
-}
-
-fn integer(number: i64) -> AMQPValue {
+    let number: i64 = raw.parse().map_err(|_| unsayable())?;
     match i32::try_from(number) {
-        Ok(number) if number > -i32::MAX => AMQPValue::LongInt(number),
-        _ => AMQPValue::LongLongInt(number),
+        Ok(number) if number > -i32::MAX => {
+            to.push(b'I');
+            to.extend_from_slice(&number.to_be_bytes());
+        }
+        _ => {
+            to.push(b'L');
+            to.extend_from_slice(&number.to_be_bytes());
+        }
     }
-}
-
-/// Arguments of a queue, an exchange or a consumer.
-pub(super) fn arguments(
-    arguments: &serde_json::Map<String, Value>,
-) -> Result<FieldTable, Unsayable> {
-    let mut table = FieldTable::default();
-    for (name, value) in arguments {
-        table.insert(short(name)?, read_value(&value.to_string())?);
-    }
-    Ok(table)
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use lapin::types::ByteArray;
-
     use super::*;
 
-    fn written(value: &AMQPValue) -> String {
+    fn written(value: &[u8]) -> String {
         let mut text = String::new();
-        write_value(value, MOST_LEVELS, &mut text).unwrap();
+        let mut octets = Octets(value);
+        write_value(&mut octets, MOST_LEVELS, &mut text).unwrap();
+        assert!(octets.is_empty(), "{text}");
+        let mut octets = Octets(value);
+        skip_value(&mut octets).unwrap();
+        assert!(octets.is_empty(), "{text} is skipped");
         text
+    }
+
+    fn long(kind: u8, bytes: &[u8]) -> Vec<u8> {
+        let length = (bytes.len() as u32).to_be_bytes();
+        [&[kind], &length[..], bytes].concat()
+    }
+
+    fn number<const N: usize>(kind: u8, bytes: [u8; N]) -> Vec<u8> {
+        [&[kind], &bytes[..]].concat()
     }
 
     #[test]
     fn values_are_written_as_kombu_would() {
-        let bytes = |bytes: &[u8]| AMQPValue::LongString(LongString::from(bytes));
         for (value, expected) in [
-            (AMQPValue::Boolean(true), "true"),
-            (AMQPValue::Void, "null"),
-            (AMQPValue::ShortShortInt(-5), "-5"),
-            (AMQPValue::LongUInt(u32::MAX), "4294967295"),
-            (AMQPValue::LongLongInt(i64::MIN), "-9223372036854775808"),
-            (AMQPValue::Double(1.0), "1.0"),
-            (AMQPValue::Double(f64::NAN), "NaN"),
-            (AMQPValue::Double(f64::NEG_INFINITY), "-Infinity"),
-            (AMQPValue::Float(0.5), "0.5"),
-            (bytes(b"text \"\\ \xc3\xa9"), "\"text \\\"\\\\ \u{e9}\""),
+            (b"t\x01".to_vec(), "true"),
+            (b"t\x00".to_vec(), "false"),
+            (b"V".to_vec(), "null"),
+            (number(b'b', (-5_i8).to_be_bytes()), "-5"),
+            (number(b'B', [251]), "251"),
+            (number(b's', (-2_i16).to_be_bytes()), "-2"),
+            (number(b'U', (-2_i16).to_be_bytes()), "-2"),
+            (number(b'u', u16::MAX.to_be_bytes()), "65535"),
+            (number(b'I', (-1_i32).to_be_bytes()), "-1"),
+            (number(b'i', u32::MAX.to_be_bytes()), "4294967295"),
+            (number(b'L', i64::MIN.to_be_bytes()), "-9223372036854775808"),
+            (number(b'l', (-1000_i64).to_be_bytes()), "-1000"),
+            (number(b'd', 1.0_f64.to_be_bytes()), "1.0"),
+            (number(b'd', f64::NAN.to_be_bytes()), "NaN"),
+            (number(b'd', f64::NEG_INFINITY.to_be_bytes()), "-Infinity"),
+            (number(b'f', 0.5_f32.to_be_bytes()), "0.5"),
             (
-                bytes(b"\xff\x00"),
+                long(b'S', b"text \"\\ \xc3\xa9"),
+                "\"text \\\"\\\\ \u{e9}\"",
+            ),
+            (
+                long(b'S', b"\xff\x00"),
                 r#"{"__type__": "base64", "__value__": "/wA="}"#,
             ),
             (
-                AMQPValue::ByteArray(ByteArray::from(b"raw".as_slice())),
+                long(b'x', b"raw"),
                 r#"{"__type__": "bytes", "__value__": "raw"}"#,
             ),
             (
-                AMQPValue::Timestamp(1_700_000_000),
+                number(b'T', 1_700_000_000_u64.to_be_bytes()),
                 r#"{"__type__": "datetime", "__value__": "2023-11-14T22:13:20"}"#,
             ),
-            (AMQPValue::Timestamp(u64::MAX / 4), "4611686018427387903"),
             (
-                AMQPValue::DecimalValue(DecimalValue {
-                    scale: 2,
-                    value: 1250,
-                }),
+                number(b'T', (u64::MAX / 4).to_be_bytes()),
+                "4611686018427387903",
+            ),
+            (
+                b"D\x02\x00\x00\x04\xe2".to_vec(),
                 r#"{"__type__": "decimal", "__value__": "12.5"}"#,
+            ),
+            (long(b'A', b""), "[]"),
+            (long(b'A', b"VVt\x01"), "[null, null, true]"),
+            (
+                long(b'F', b"\x01aV\x01\xffV"),
+                "{\"a\": null, \"\u{fffd}\": null}",
             ),
         ] {
             assert_eq!(written(&value), expected);
@@ -315,39 +417,68 @@ mod tests {
             (1, 255, "1E-255"),
             (i32::MIN, 1, "-214748364.8"),
         ] {
-            let value = DecimalValue {
-                scale,
-                value: value as u32,
-            };
-            assert_eq!(decimal(value), expected);
+            assert_eq!(decimal(value, scale), expected);
         }
+    }
+
+    fn table(text: &str) -> Vec<u8> {
+        let mut table = Vec::new();
+        put_table(text, &mut table).unwrap();
+        table.split_off(4)
     }
 
     #[test]
     fn what_was_read_is_written_again() {
         let text = r#"{"a": null, "b": [1, -2147483648, 2147483647, 9223372036854775807, 1.5], "c": {"d": "\u00e9\n", "e": true}, "f": [], "g": {}}"#;
         let mut again = String::new();
-        write_table(&read_table(text).unwrap(), &mut again).unwrap();
+        write_table(&table(text), &mut again).unwrap();
         assert_eq!(again, text.replace("\\u00e9", "\u{e9}"));
     }
 
     #[test]
     fn what_is_nested_too_deeply_is_not_written() {
-        for (levels, expected) in [(498, Ok(())), (499, Ok(())), (500, Err(TooDeep))] {
-            let mut value = AMQPValue::Void;
+        for (levels, expected) in [
+            (498, Ok(())),
+            (499, Ok(())),
+            (500, Err(Unreadable::TooDeep)),
+            (10_000, Err(Unreadable::TooDeep)),
+        ] {
+            let mut value = b"V".to_vec();
             for level in 0..levels {
                 value = if level % 2 == 0 {
-                    AMQPValue::FieldArray(vec![value].into())
+                    long(b'A', &value)
                 } else {
-                    let mut table = FieldTable::default();
-                    table.insert("".into(), value);
-                    AMQPValue::FieldTable(table)
+                    long(b'F', &[&[0], &value[..]].concat())
                 };
             }
-            let mut table = FieldTable::default();
-            table.insert("".into(), value);
-            assert_eq!(write_table(&table, &mut String::new()), expected);
+            let members = [&[0], &value[..]].concat();
+            assert_eq!(write_table(&members, &mut String::new()), expected);
         }
+    }
+
+    #[test]
+    fn what_is_malformed_is_not_written() {
+        for members in [
+            &b"\x01"[..],
+            b"\x01a",
+            b"\x01aS\x00",
+            b"\x01a?",
+            b"\x01aA\x00\x00\x00\x01S",
+        ] {
+            assert_eq!(
+                write_table(members, &mut String::new()),
+                Err(Unreadable::Malformed)
+            );
+        }
+    }
+
+    #[test]
+    fn a_text_is_found_behind_anything() {
+        let members = table(r#"{"a": [1, {"eta": "x"}], "b": 2.5, "eta": "then", "c": null}"#);
+        assert_eq!(find_text(&members, "eta"), Some(&b"then"[..]));
+        assert_eq!(find_text(&members, "b"), None);
+        assert_eq!(find_text(&members, "d"), None);
+        assert_eq!(find_text(&members[..members.len() - 1], "eta"), None);
     }
 
     #[test]
@@ -360,14 +491,12 @@ mod tests {
             "[]".to_owned(),
             "rubbish".to_owned(),
         ] {
-            assert!(read_table(&text).is_err(), "{text}");
+            assert!(put_table(&text, &mut Vec::new()).is_err(), "{text}");
         }
-        let number = AMQPValue::LongInt(5);
         let mut map = serde_json::Map::new();
         map.insert("x-max-priority".to_owned(), 5.into());
-        assert_eq!(
-            arguments(&map).unwrap().inner().get("x-max-priority"),
-            Some(&number)
-        );
+        let mut put = Vec::new();
+        put_arguments(&map, &mut put).unwrap();
+        assert_eq!(put, b"\x00\x00\x00\x14\x0ex-max-priorityI\x00\x00\x00\x05");
     }
 }

@@ -5,13 +5,12 @@
 
 use celeriac_core::broker::{Error, ErrorKind};
 use celeriac_core::queue::{Exchange, Queue};
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
-use lapin::{Channel, ExchangeKind};
 use serde_json::{Map, Value, json};
 
-use super::error::{Inequivalent, broker_error, is_precondition, unsayable};
-use super::table::{self, short};
+use super::error::{Inequivalent, broker_error, precondition, unsayable};
+use super::wire::connection::Channel;
+use super::wire::failure::Failure;
+use super::wire::method::{self, Declared};
 
 /// Makes sure that the queue, its exchange and its bindings exist.
 pub(super) async fn declare(channel: &Channel, queue: &Queue) -> Result<(), Error> {
@@ -22,17 +21,10 @@ pub(super) async fn declare(channel: &Channel, queue: &Queue) -> Result<(), Erro
         if binding.exchange.is_empty() {
             continue;
         }
-        let name = |text: &str| short(text).map_err(|error| unsayable("a binding", &error));
-        channel
-            .queue_bind(
-                name(&queue.name)?,
-                name(&binding.exchange)?,
-                name(&binding.routing_key)?,
-                QueueBindOptions::default(),
-                FieldTable::default(),
-            )
-            .await
-            .map_err(|error| broker_error(&error))?;
+        let bind = method::queue_bind(&queue.name, &binding.exchange, &binding.routing_key, false);
+        let bind = bind.map_err(|error| unsayable("a binding", &error))?;
+        let bound = channel.call(&bind).await;
+        bound.map_err(|failure| broker_error(&failure))?;
     }
     Ok(())
 }
@@ -44,56 +36,45 @@ pub(super) async fn declare_exchange(channel: &Channel, exchange: &Exchange) -> 
         return Ok(());
     }
     let what = format!("the exchange {:?}", exchange.name);
-    let arguments = table::arguments(&exchange.arguments);
-    channel
-        .exchange_declare(
-            short(&exchange.name).map_err(|error| unsayable(&what, &error))?,
-            ExchangeKind::Custom(exchange.kind.to_string()),
-            ExchangeDeclareOptions {
-                durable: exchange.durable,
-                auto_delete: exchange.auto_delete,
-                ..ExchangeDeclareOptions::default()
-            },
-            arguments.map_err(|error| unsayable(&what, &error))?,
-        )
-        .await
-        .map_err(|error| {
-            let asked = json!({
-                "type": exchange.kind.to_string(),
-                "durable": exchange.durable,
-                "auto_delete": exchange.auto_delete,
-                "arguments": exchange.arguments,
-            });
-            declared_otherwise(&error, &what, &asked, "the exchange")
-        })
+    let like = Declared {
+        durable: exchange.durable,
+        auto_delete: exchange.auto_delete,
+        ..Declared::default()
+    };
+    let kind = exchange.kind.to_string();
+    let declare = method::exchange_declare(&exchange.name, &kind, like, &exchange.arguments);
+    let declare = declare.map_err(|error| unsayable(&what, &error))?;
+    channel.call(&declare).await.map(drop).map_err(|failure| {
+        let asked = json!({
+            "type": kind,
+            "durable": exchange.durable,
+            "auto_delete": exchange.auto_delete,
+            "arguments": exchange.arguments,
+        });
+        declared_otherwise(&failure, &what, &asked, "the exchange")
+    })
 }
 
 async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<(), Error> {
     let what = format!("the queue {:?}", queue.name);
     let arguments = queue_arguments(queue);
-    let declared = table::arguments(&arguments).map_err(|error| unsayable(&what, &error))?;
-    channel
-        .queue_declare(
-            short(&queue.name).map_err(|error| unsayable(&what, &error))?,
-            QueueDeclareOptions {
-                durable: queue.durable,
-                exclusive: queue.exclusive,
-                auto_delete: queue.auto_delete,
-                ..QueueDeclareOptions::default()
-            },
-            declared,
-        )
-        .await
-        .map(|_| ())
-        .map_err(|error| {
-            let asked = json!({
-                "durable": queue.durable,
-                "exclusive": queue.exclusive,
-                "auto_delete": queue.auto_delete,
-                "arguments": arguments,
-            });
-            declared_otherwise(&error, &what, &asked, "the queue")
-        })
+    let like = Declared {
+        durable: queue.durable,
+        exclusive: queue.exclusive,
+        auto_delete: queue.auto_delete,
+        ..Declared::default()
+    };
+    let declare = method::queue_declare(&queue.name, like, &arguments);
+    let declare = declare.map_err(|error| unsayable(&what, &error))?;
+    channel.call(&declare).await.map(drop).map_err(|failure| {
+        let asked = json!({
+            "durable": queue.durable,
+            "exclusive": queue.exclusive,
+            "auto_delete": queue.auto_delete,
+            "arguments": arguments,
+        });
+        declared_otherwise(&failure, &what, &asked, "the queue")
+    })
 }
 
 /// The queue's arguments, with what kombu makes of `expires`.
@@ -109,15 +90,11 @@ fn queue_arguments(queue: &Queue) -> Map<String, Value> {
 }
 
 /// The one clear message where something exists, but otherwise.
-fn declared_otherwise(error: &lapin::Error, what: &str, asked: &Value, it: &str) -> Error {
-    if !is_precondition(error) {
-        return broker_error(error);
-    }
-    let text = match error.kind() {
-        lapin::ErrorKind::ProtocolError(refusal) => refusal.get_message().to_string(),
-        _ => error.to_string(),
+fn declared_otherwise(failure: &Failure, what: &str, asked: &Value, it: &str) -> Error {
+    let Some(text) = precondition(failure) else {
+        return broker_error(failure);
     };
-    let (exists, remedy) = match Inequivalent::parse(&text) {
+    let (exists, remedy) = match Inequivalent::parse(text) {
         Some(found) => {
             let shown = |value: Option<&str>| match value {
                 Some(value) => format!("with {} = {value}", found.argument),
@@ -140,7 +117,7 @@ fn declared_otherwise(error: &lapin::Error, what: &str, asked: &Value, it: &str)
             )
         }
         None => (
-            text.clone(),
+            text.to_owned(),
             format!("declare {it} in task_queues as the server allows it"),
         ),
     };
@@ -171,11 +148,14 @@ pub(super) fn is_kept_by_its_consumer(queue: &Queue) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::wire::failure::{Refusal, code};
     use super::*;
 
-    fn refusal(text: &str) -> lapin::Error {
-        let refusal = lapin::protocol::AMQPError::from_id(406, text.into()).unwrap();
-        lapin::ErrorKind::ProtocolError(refusal).into()
+    fn refusal(text: &str) -> Failure {
+        Failure::Refused(Refusal {
+            code: code::PRECONDITION_FAILED,
+            text: text.to_owned(),
+        })
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::prefork::frame::AfterJob;
 /// back, short enough that nobody minds waiting so long behind it.
 const AHEAD: f64 = 0.005;
 /// Jobs that a child may have ahead of it at most.
-pub(super) const MOST_AHEAD: usize = 16;
+pub(super) const MOST_AHEAD: usize = 32;
 /// A child with a job shorter than this is replaced before the job ends.
 const REPLACE_EARLY: f64 = 1.0;
 
