@@ -26,6 +26,9 @@ pub(super) enum Unsayable {
     /// A number beyond 64 bits, or one that is none: RabbitMQ breaks the connection over `NaN`.
     #[error("RabbitMQ does not know the number {0}")]
     Number(String),
+    /// Headers and properties go in one frame.
+    #[error("the headers take {0} bytes, more than a frame of AMQP has room for")]
+    TooLarge(usize),
 }
 
 /// How deep tables and arrays may stand in one another: Python's `json` reads somewhat less than

@@ -117,13 +117,15 @@ fn declared_otherwise(failure: &Failure, what: &str, asked: &Value, it: &str) ->
             )
         }
         None => (
-            text.to_owned(),
+            "the server refuses it".to_owned(),
             format!("declare {it} in task_queues as the server allows it"),
         ),
     };
     Error::new(
         ErrorKind::Configuration,
-        format!("{what} can't be declared: {exists}. The app declares it as {asked}"),
+        format!(
+            "{what} can't be declared: {exists}. The app declares it as {asked}. RabbitMQ says: {text}"
+        ),
     )
     .with_hint(remedy)
 }
@@ -169,11 +171,13 @@ mod tests {
             "the queue",
         );
         assert_eq!(error.kind, ErrorKind::Configuration);
-        assert_eq!(
-            error.message,
+        assert!(
+            error.message.starts_with(
             "the queue \"q\" can't be declared: it exists with x-max-priority = 10, and the app declares \
              it without x-max-priority. The app declares it as \
-             {\"arguments\":{\"x-expires\":5},\"durable\":true}"
+             {\"arguments\":{\"x-expires\":5},\"durable\":true}. RabbitMQ says: PRECONDITION_FAILED - "
+            ),
+            "{error}"
         );
         assert!(error.hint.unwrap().contains("task_queue_max_priority"));
     }

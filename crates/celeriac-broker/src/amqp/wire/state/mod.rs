@@ -8,6 +8,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use tokio::sync::oneshot;
 
+use super::super::table::Unsayable;
 use super::failure::Failure;
 use super::frame::{self, Frame};
 use super::method::{self, Deliver, Id, Request, Said};
@@ -17,6 +18,9 @@ use super::octets::{Malformed, Octets};
 const MOST_ARRIVED: usize = 100_000;
 /// What is set aside at most for a body that is only announced.
 const MOST_ANNOUNCED: usize = 1 << 20;
+
+/// What a content header has before its properties.
+const CONTENT_HEADER: usize = 12;
 
 /// The answer to a request: its arguments.
 pub(super) type Answer = oneshot::Receiver<Answered>;
@@ -233,6 +237,9 @@ impl State {
     }
 
     /// Publishes; `request` is a [`method::publish`], `properties` flags and values.
+    ///
+    /// # Errors
+    /// When the channel or the connection is closed, or the properties are too large.
     pub(super) fn publish(
         &mut self,
         channel: u16,
@@ -241,6 +248,9 @@ impl State {
         body: &[u8],
     ) -> Result<(), Failure> {
         self.check(channel)?;
+        if properties.len() + CONTENT_HEADER + frame::OVERHEAD > self.frame_max {
+            return Err(Unsayable::TooLarge(properties.len()).into());
+        }
         self.put_method(channel, request.id, &request.arguments);
         self.put_frame(frame::HEADER, channel, |to| {
             to.extend_from_slice(&request.id.0.to_be_bytes());

@@ -168,11 +168,11 @@ fn messages_are_confirmed_one_by_one_and_together() {
 
 #[test]
 fn a_large_body_is_cut_to_frames() {
-    let mut state = State::new(16, 10);
+    let mut state = State::new(22, 10);
     let (channel, _) = state.open_channel().unwrap();
     state.out.clear();
     let request = method::publish("", "q", false).unwrap();
-    state.publish(channel, &request, &[0, 0], &[7; 20]).unwrap();
+    state.publish(channel, &request, &[0, 0], &[7; 40]).unwrap();
     let mut frames = Vec::new();
     let mut at = 0;
     while let Some((frame, length)) = frame::next(&state.out[at..], 100).unwrap() {
@@ -184,11 +184,13 @@ fn a_large_body_is_cut_to_frames() {
         [
             (frame::METHOD, 10),
             (frame::HEADER, 14),
-            (frame::BODY, 8),
-            (frame::BODY, 8),
-            (frame::BODY, 4)
+            (frame::BODY, 14),
+            (frame::BODY, 14),
+            (frame::BODY, 12)
         ]
     );
+    let refused = state.publish(channel, &request, &[0; 3], b"");
+    assert!(matches!(refused, Err(Failure::Unsayable(_))), "{refused:?}");
 }
 
 /// A frame of any kind with what may stand in one, and what may not.
