@@ -256,6 +256,14 @@ def test_states_on_the_way(calls):
     assert tracked.get(timeout=TIMEOUT) == progress.get(timeout=TIMEOUT) == "done"
 
 
+def test_a_task_that_is_asked_to_abort_ends_by_itself(calls):
+    result = calls.abortable.delay()
+    wait_until(lambda: result.state == "STARTED", "it runs")
+    result.abort()
+    calls.worker.wait_for(f"Task {calls.__name__}.abortable[{result.id}] succeeded")
+    assert result.get(timeout=TIMEOUT) == "cleaned up"
+
+
 def test_results_that_are_not_wanted_are_not_stored(calls):
     results = [
         calls.ignored.delay(),

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from celery import Celery, Task
+from celery.contrib.abortable import AbortableTask
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from celery.utils.log import get_task_logger
 
@@ -288,6 +289,18 @@ def ignored_but_errors():
 def tracked(seconds):
     time.sleep(seconds)
     return "done"
+
+
+@app.task(bind=True, base=AbortableTask)
+def abortable(self):
+    """Runs until it is told to stop, as tasks that clean up after themselves do."""
+    deadline = time.monotonic() + 60
+    self.update_state(state="STARTED")
+    while not self.is_aborted():
+        if time.monotonic() > deadline:
+            return "not aborted"
+        time.sleep(0.01)
+    return "cleaned up"
 
 
 @app.task(bind=True)
