@@ -13,7 +13,6 @@ import pytest
 from celery import Celery, Signature, chain, chord
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult
-from celery.states import READY_STATES
 from conftest import Place
 
 from harness.databases import Database, MariaDBServer, MongoServer, PostgresServer
@@ -149,16 +148,19 @@ class Session:
             self._seen[called] = found
         return self._seen.get(called, found)
 
-    def reaches(self, called: str, state: str) -> None:
+    def reaches(self, called: str, state: str, *, consumes: bool = False) -> None:
+        """``consumes``: as ``rpc://`` should be waited for, where no earlier state is of interest.
+        Asked again and again, it takes what is there and puts it back, on Redis behind what came
+        meanwhile, and then an older state counts as the last.
+        """
+
         def context() -> str:
             return f"{self.meta(called)}\n{self.worker.log[-4000:]}"
 
         def has_reached() -> bool:
             return bool(self.meta(called)["status"] == state)
 
-        if self.place.backend.startswith("rpc") and state in READY_STATES:
-            # Not by asking again and again: what is asked for is taken and put back, on Redis
-            # behind what came meanwhile, and then an older state counts as the last.
+        if consumes:
             with suppress(CeleryTimeoutError):
                 self.results[called].get(timeout=TIMEOUT, propagate=False)
         wait_until(has_reached, f"{called} is {state}", TIMEOUT, context)
@@ -374,8 +376,8 @@ def test_what_is_revoked_is_stored_as_revoked(session):
         session.reaches("waiting", "REVOKED")
         session.reaches("scheduled", "REVOKED")
     session.app.control.revoke(session.results["running"].id, terminate=True, signal="SIGKILL")
-    session.reaches("running", "REVOKED")
-    session.reaches("waiting", "REVOKED")
+    session.reaches("running", "REVOKED", consumes=by_request)
+    session.reaches("waiting", "REVOKED", consumes=by_request)
     for called, reason in (("waiting", "revoked"), ("running", "terminated")):
         meta = session.meta(called)
         assert shown_result(meta["result"]) == f"celery.exceptions.TaskRevokedError('{reason}',)"
