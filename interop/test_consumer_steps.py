@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import uuid
 from typing import Any
 
 import pytest
+import redis
 from conftest import Place
 
 from harness import workers
+from harness.control import ask, ask_until
 from harness.wait import wait_until
 
 TIMEOUT = 60.0
@@ -112,4 +117,65 @@ def test_what_is_declared_for_a_step_is_declared_again_after_a_restart(app, star
             {"name": "second"}, exchange=app.QUEUE.exchange, routing_key="foreign.message"
         )
     happens(app, "end second")
+    assert app.worker.stop(timeout=TIMEOUT) == 0
+
+
+# -- The process of the steps dies ---------------------------------------------------------------
+
+
+def command(app: Any, name: str, **arguments: Any) -> Any:
+    return ask(app.app, app.worker.node, name, **arguments)
+
+
+def kill_main(app: Any) -> None:
+    killed = app.worker.host("main")
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: app.worker.host("main") != killed, "it has a successor", TIMEOUT)
+
+
+@only_ours
+def test_a_successor_of_main_knows_and_does_what_main_did(app):
+    assert app.place.lines("starts") == ["worker step"]
+    loaded = command(app, "knows")
+    command(app, "add_consumer", queue="later")
+    command(app, "add_consumer", queue="left")
+    ask_until(app.app, app.worker.node, "active_queues", lambda told: len(told) == 3)
+    command(app, "cancel_consumer", queue="left")
+    command(app, "rate_limit", task_name="foreign.add", rate_limit="7/s")
+    command(app, "time_limit", task_name="foreign.add", soft=50, hard=60)
+    command(app, "enable_events")
+    command(app, "pool_grow", n=1)
+    command(app, "revoke", task_id=["one", "two"])
+    known = command(app, "knows")
+    assert known["queues"] == ["celery", "later"]
+    assert known["limits"] == ["7/s", 50, 60]
+    assert all(known[name] != loaded[name] for name in loaded), known
+    for times in (2, 3):
+        kill_main(app)
+        assert command(app, "knows") == known
+        assert app.place.lines("starts") == ["worker step"] * times
+        send(app, f"message {times}")
+        happens(app, f"end message {times}")
+        assert app.add.apply_async((1, times), queue="later").get(timeout=TIMEOUT) == 1 + times
+    assert "add [rate_limit=7/s]" in str(command(app, "registered"))
+    assert app.worker.stop(timeout=TIMEOUT) == 0
+
+
+@only_ours
+def test_a_revoke_that_main_did_not_store_is_stored_by_its_successor(app):
+    os.kill(app.worker.host("main"), signal.SIGSTOP)
+    revoked = uuid.uuid4().hex
+    command(app, "revoke", task_id=revoked)
+    assert app.add.AsyncResult(revoked).state == "PENDING"
+    kill_main(app)
+    wait_until(
+        lambda: app.add.AsyncResult(revoked).state == "REVOKED",
+        "it is stored in the result backend",
+        TIMEOUT,
+        lambda: app.worker.log,
+    )
+    if app.place.redis_database is not None:
+        store = redis.Redis.from_url(app.place.broker)
+        wait_until(lambda: store.zscore("_celeriac.revoked", revoked), "it is kept", TIMEOUT)
+        store.close()
     assert app.worker.stop(timeout=TIMEOUT) == 0

@@ -23,7 +23,7 @@ pub trait Hooks: Send + Sync {
 }
 
 /// Which of the two sequences of steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Blueprint {
     /// The worker's.
     Worker,

@@ -14,6 +14,7 @@ pub mod core;
 pub mod events;
 pub mod happening;
 pub mod hooks;
+pub mod parts;
 pub mod receive;
 pub mod request;
 pub mod revoked;

@@ -1,5 +1,6 @@
 //! The worker in the world: tells the core what happens, and carries out what it decides.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,86 +13,20 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use serde_json::{Map, Value};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::autoscale::Scale;
 use crate::control::bus;
-use crate::core::{self, Core, Effect, HookToken};
+use crate::core::{Core, Effect, HookToken};
 use crate::happening::Happening;
 use crate::hooks::{Answer, Blueprint, HookCall, Hooks};
-use crate::receive::consumer::{self, Event, Handle};
-use crate::shutdown::{Phase, Signal};
+use crate::parts::{End, Meter, OperatorSignal, Parts};
+use crate::receive::consumer::{Event, Handle};
+use crate::shutdown::Phase;
 
 /// How long leaving the bus may take.
 const LEAVING_BUS: Duration = Duration::from_secs(3);
-
-/// What a worker is made of.
-pub struct Parts {
-    /// What does not change while it lives.
-    pub options: core::Options,
-    /// What it consumes from.
-    pub consumer: consumer::Options,
-    /// What remote control and events go over.
-    pub bus: bus::Options,
-    /// What runs its tasks.
-    pub pool: Box<dyn Pool>,
-    /// What runs the app's hooks.
-    pub hooks: Arc<dyn Hooks>,
-    /// What the app asks of the worker: commands of the remote control and their arguments.
-    pub asked: mpsc::Receiver<(String, Map<String, Value>)>,
-    /// Writes down what happens.
-    pub journal: Arc<dyn Journal>,
-    /// The time.
-    pub clock: Arc<dyn Clock>,
-    /// What the operator wants.
-    pub orders: mpsc::Receiver<OperatorSignal>,
-    /// Shows something to the operator.
-    pub console: Box<dyn Fn(&str) + Send>,
-    /// Ids of revoked tasks, from the state database.
-    pub revoked: Vec<String>,
-    /// Whether revoked ids are to be kept.
-    pub keeps_state: bool,
-    /// How often monitors are told that the worker lives; `None` for never.
-    pub heartbeat: Option<Duration>,
-    /// Whether `heartbeat_sent` has receivers.
-    pub signals_heartbeat: bool,
-    /// What the worker uses of the machine.
-    pub meter: Box<dyn Meter>,
-    /// Whether the app has worker steps of its own.
-    pub has_worker_steps: bool,
-    /// Whether the app has consumer steps of its own.
-    pub has_consumer_steps: bool,
-}
-
-/// Tells what is used of the machine.
-pub trait Meter: Send {
-    /// The load averages of the last 1, 5 and 15 minutes.
-    fn loadavg(&self) -> [f64; 3];
-
-    /// What this process has used, by the names of Python's `resource.getrusage`.
-    fn rusage(&self) -> Map<String, Value>;
-}
-
-/// What an operator sends to a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OperatorSignal {
-    /// End, in one way or another.
-    End(Signal),
-    /// SIGUSR1: show what all threads do.
-    Cry,
-}
-
-/// How a worker ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct End {
-    /// What to exit with.
-    pub status: i32,
-    /// Whether it is to begin anew.
-    pub restarts: bool,
-    /// Whether to leave everything as it is.
-    pub at_once: bool,
-}
 
 /// How far the start has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +61,7 @@ enum Steps {
 /// What an awaited hook was called for.
 enum Asked {
     Core(HookToken),
-    ConsumerSteps,
+    Steps(Blueprint),
     WorkerReady,
 }
 
@@ -144,6 +79,7 @@ pub struct Worker {
     clock: Arc<dyn Clock>,
     orders: mpsc::Receiver<OperatorSignal>,
     asked: mpsc::Receiver<(String, Map<String, Value>)>,
+    main_died: Arc<Notify>,
     console: Box<dyn Fn(&str) + Send>,
     answers: FuturesUnordered<BoxFuture<'static, Answered>>,
     settlements: Vec<Settlement>,
@@ -156,6 +92,8 @@ pub struct Worker {
     has_consumer_steps: bool,
     keeps_state: bool,
     steps: Steps,
+    /// The blueprints whose steps main has started.
+    started: BTreeSet<Blueprint>,
     is_connected: bool,
     exits_at_once: Option<i32>,
 }
@@ -167,18 +105,20 @@ impl Worker {
         let mut failed = false;
         let mut told = Vec::new();
         let mut interrupted = None;
+        let mut blueprints = BTreeSet::new();
         if parts.has_worker_steps {
             let started = parts.hooks.call(HookCall::StartSteps(Blueprint::Worker));
             let (pool, orders) = (&mut *parts.pool, &mut parts.orders);
-            let attended = attended(pool, orders, started, &mut told).await;
-            if let Attended::Interrupted(order) = attended {
-                interrupted = Some(order);
-            } else if let Attended::Answered(Err(error)) = attended {
-                let reason = format!("Unrecoverable error: {error}");
-                parts
-                    .journal
-                    .write(Happening::GaveUp { reason: &reason }.record());
-                failed = true;
+            match attended(pool, orders, &parts.main_died, started, &mut told).await {
+                Attended::Answered(Ok(_)) => drop(blueprints.insert(Blueprint::Worker)),
+                Attended::Interrupted(order) => interrupted = Some(order),
+                Attended::Answered(Err(error)) => {
+                    let reason = format!("Unrecoverable error: {error}");
+                    parts
+                        .journal
+                        .write(Happening::GaveUp { reason: &reason }.record());
+                    failed = true;
+                }
             }
         }
         let mut worker = Self {
@@ -198,6 +138,7 @@ impl Worker {
             clock: parts.clock,
             orders: parts.orders,
             asked: parts.asked,
+            main_died: parts.main_died,
             console: parts.console,
             answers: FuturesUnordered::new(),
             settlements: Vec::new(),
@@ -212,6 +153,7 @@ impl Worker {
             has_consumer_steps: parts.has_consumer_steps,
             keeps_state: parts.keeps_state,
             steps: Steps::Started,
+            started: blueprints,
             is_connected: false,
             exits_at_once: None,
         };
@@ -261,7 +203,10 @@ impl Worker {
         tokio::select! {
             biased;
             Some(order) = self.orders.recv() => self.operator_said(order),
+            // What a main has answered is known of before its death, and its death before the pool
+            // makes a successor.
             Some((asked, answer)) = self.answers.next() => self.answered(asked, answer),
+            () = self.main_died.notified() => self.main_has_died(),
             events = self.pool.next() => self.pool_told(events),
             Some((command, arguments)) = self.asked.recv() => {
                 let now = self.now();
@@ -364,13 +309,40 @@ impl Worker {
                 let (free, now) = (self.pool.free(), self.now());
                 self.core.answered(token, answer, free, now);
             }
-            (Asked::ConsumerSteps, Ok(_)) => self.announce_ready(),
+            (Asked::Steps(blueprint), Ok(_)) => {
+                self.started.insert(blueprint);
+                if self.start == Start::Steps && blueprint == Blueprint::Consumer {
+                    self.announce_ready();
+                }
+            }
             // A receiver that raises is in main's log; a main that died has a successor.
             (Asked::WorkerReady, _) => self.ready(),
-            (Asked::ConsumerSteps, Err(error)) => {
+            (Asked::Steps(_), Err(error)) => {
                 self.cannot_go_on(&format!("Unrecoverable error: {error}"));
             }
         }
+    }
+
+    /// Has the successor of a main that died know what it knew, and do what it did.
+    fn main_has_died(&mut self) {
+        self.notice("The main process died. Another takes its place.");
+        self.core.main_died();
+        self.act();
+        // Steps that are still starting are not among them: what main did not answer is asked of
+        // its successor without our doing.
+        let started = std::mem::take(&mut self.started);
+        if self.core.shutdown().phase() == Phase::Running {
+            for blueprint in started {
+                self.start_steps(blueprint);
+            }
+        }
+    }
+
+    fn start_steps(&mut self, blueprint: Blueprint) {
+        let answer = self.hooks.call(HookCall::StartSteps(blueprint));
+        self.answers.push(Box::pin(
+            async move { (Asked::Steps(blueprint), answer.await) },
+        ));
     }
 
     fn pool_told(&mut self, events: Vec<PoolEvent>) {
@@ -448,9 +420,7 @@ impl Worker {
         }
         if self.has_consumer_steps {
             self.start = Start::Steps;
-            let answer = self.hooks.call(HookCall::StartSteps(Blueprint::Consumer));
-            self.answers
-                .push(Box::pin(async { (Asked::ConsumerSteps, answer.await) }));
+            self.start_steps(Blueprint::Consumer);
         } else {
             self.announce_ready();
         }
@@ -581,9 +551,7 @@ impl Worker {
         if self.keeps_state {
             let revoked = self.core.revoked_ids();
             let saved = self.hooks.call(HookCall::SaveState { revoked });
-            let (pool, orders) = (&mut *self.pool, &mut self.orders);
-            let attended = attended(pool, orders, saved, &mut Vec::new()).await;
-            if let Attended::Answered(Err(error)) = attended {
+            if let Attended::Answered(Err(error)) = self.attend(saved).await {
                 let text = format!("The state database could not be written: {error}");
                 self.journal
                     .write(Happening::Notice { text: &text }.record());
@@ -595,8 +563,12 @@ impl Worker {
         }
         // What it says is logged by main.
         let said = self.hooks.call(HookCall::WorkerShutdown);
+        drop(self.attend(said).await);
+    }
+
+    async fn attend(&mut self, answer: Answer) -> Attended {
         let (pool, orders) = (&mut *self.pool, &mut self.orders);
-        drop(attended(pool, orders, said, &mut Vec::new()).await);
+        attended(pool, orders, &self.main_died, answer, &mut Vec::new()).await
     }
 }
 
@@ -617,17 +589,21 @@ enum Attended {
 }
 
 /// Waits for an answer of main while the pool is served: should main die, the pool forks its
-/// successor, which is asked again. What the pool tells meanwhile is kept in `told`.
+/// successor, which is asked again. There is nothing else that it would have to know. What the pool
+/// tells meanwhile is kept in `told`.
 async fn attended(
     pool: &mut dyn Pool,
     orders: &mut mpsc::Receiver<OperatorSignal>,
+    main_died: &Notify,
     answer: Answer,
     told: &mut Vec<PoolEvent>,
 ) -> Attended {
     tokio::pin!(answer);
     loop {
         tokio::select! {
+            biased;
             answer = &mut answer => return Attended::Answered(answer),
+            () = main_died.notified() => {}
             events = pool.next() => told.extend(events),
             Some(order @ OperatorSignal::End(_)) = orders.recv() => {
                 return Attended::Interrupted(order);

@@ -27,7 +27,8 @@ impl Hooks for MainHooks {
 fn to_call(hook: HookCall) -> Call {
     match hook {
         HookCall::StartSteps(blueprint) => {
-            Call::new("start_steps").with("blueprint", name(blueprint))
+            let call = Call::new("start_steps").with("blueprint", name(blueprint));
+            call.first()
         }
         HookCall::CloseSteps => Call::new("close_steps"),
         HookCall::EndSteps { terminate } => Call::new("end_steps").with("terminate", terminate),
@@ -38,7 +39,7 @@ fn to_call(hook: HookCall) -> Call {
             .with("how", how)
             .with("exitcode", exitcode),
         HookCall::WorkerShutdown => Call::new("worker_shutdown"),
-        HookCall::Terminating => Call::new("terminating"),
+        HookCall::Terminating => Call::new("terminating").first(),
         HookCall::Cry => Call::new("cry"),
         HookCall::SaveState { revoked } => Call::new("save_state").with("revoked", revoked),
         HookCall::OpenV1(message) => Call::new("open_v1").about(&message),
@@ -75,14 +76,17 @@ fn to_call(hook: HookCall) -> Call {
         HookCall::EncodeEvent(event) => Call::new("encode_event").with("event", event),
         HookCall::MarkRevoked { ids, names } => Call::new("mark_revoked")
             .with("ids", ids)
-            .with("names", names),
+            .with("names", names)
+            .aside(),
         HookCall::AddRevoked { ids, headers } => Call::new("add_revoked")
             .with("ids", ids)
-            .with("headers", headers),
-        HookCall::LoadRevoked => Call::new("revoked_store_load"),
+            .with("headers", headers)
+            .first(),
+        HookCall::LoadRevoked => Call::new("revoked_store_load").aside(),
         HookCall::KeepRevoked { ids, headers } => Call::new("revoked_store_add")
             .with("ids", ids)
-            .with("headers", headers),
+            .with("headers", headers)
+            .aside(),
         HookCall::SelectQueue {
             queue,
             exchange,
@@ -94,8 +98,11 @@ fn to_call(hook: HookCall) -> Call {
             .with("exchange", exchange)
             .with("exchange_type", exchange_type)
             .with("routing_key", routing_key)
-            .with("options", options),
-        HookCall::DeselectQueue { queue } => Call::new("deselect_queue").with("queue", queue),
+            .with("options", options)
+            .first(),
+        HookCall::DeselectQueue { queue } => {
+            Call::new("deselect_queue").with("queue", queue).first()
+        }
         HookCall::CallTask { action } => Call::new("call_task").with("action", action),
         HookCall::SetEventGroups { all } => {
             let groups = if all {
@@ -103,12 +110,13 @@ fn to_call(hook: HookCall) -> Call {
             } else {
                 Value::from(vec!["worker"])
             };
-            Call::new("set_event_groups").with("groups", groups)
+            Call::new("set_event_groups").with("groups", groups).first()
         }
-        HookCall::SetPoolSize { limit } => Call::new("set_pool_size").with("limit", limit),
+        HookCall::SetPoolSize { limit } => Call::new("set_pool_size").with("limit", limit).first(),
         HookCall::SetTaskAttributes { task, attributes } => Call::new("set_task_attributes")
             .with("task", task)
-            .with("attributes", attributes),
+            .with("attributes", attributes)
+            .first(),
         HookCall::SuccessWasStored(message) => Call::new("success_was_stored").about(&message),
         HookCall::RetryLost { message, reason } => Call::new("retry_lost")
             .about(&message)

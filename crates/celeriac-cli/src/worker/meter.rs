@@ -1,6 +1,6 @@
 //! What the worker uses of the machine, as monitors are told.
 
-use celeriac_worker::worker::Meter;
+use celeriac_worker::parts::Meter;
 use nix::sys::resource::{Usage, UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 use serde_json::{Map, Value, json};

@@ -25,7 +25,7 @@ use celeriac_pool::python::host::Becomes;
 use celeriac_pool::python::zygote::Zygote;
 use celeriac_pool::python::{Host, Main, StartOptions};
 use celeriac_worker::Worker;
-use celeriac_worker::worker::{End, Parts};
+use celeriac_worker::parts::{End, Parts};
 use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, WaitStatus};
 
@@ -144,7 +144,7 @@ async fn start_and_run(
     let host_pid = host.pid();
     let (control, zygote) = host.split().await?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let (main, service, asked) = Main::new(control);
+    let (main, service, from_main) = Main::new(control);
     let journal = journal::open(
         &description.logging,
         arguments.log_format,
@@ -187,7 +187,8 @@ async fn start_and_run(
         bus,
         pool: Box::new(pool),
         hooks: Arc::new(hooks::MainHooks(main.clone())),
-        asked,
+        asked: from_main.asked,
+        main_died: from_main.died,
         journal,
         clock,
         orders,

@@ -2,8 +2,8 @@
 
 use std::io;
 
+use celeriac_worker::parts::OperatorSignal;
 use celeriac_worker::shutdown::Signal;
-use celeriac_worker::worker::OperatorSignal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 

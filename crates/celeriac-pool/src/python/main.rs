@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use celeriac_protocol::{Message, json};
@@ -11,7 +12,7 @@ use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::frame::Frame;
 
@@ -43,6 +44,8 @@ pub struct Call {
     name: &'static str,
     members: String,
     blob: Bytes,
+    is_first: bool,
+    is_aside: bool,
 }
 
 impl Call {
@@ -52,7 +55,24 @@ impl Call {
             name,
             members: String::new(),
             blob: Bytes::new(),
+            is_first: false,
+            is_aside: false,
         }
+    }
+
+    /// The same, as one that main has to know of before all others: where several wait for the
+    /// successor of a main that died, it is told of these first.
+    #[must_use]
+    pub fn first(mut self) -> Self {
+        self.is_first = true;
+        self
+    }
+
+    /// The same, as one that main works on while it takes others: it leaves without an answer.
+    #[must_use]
+    pub fn aside(mut self) -> Self {
+        self.is_aside = true;
+        self
     }
 
     /// The same with an argument.
@@ -113,25 +133,35 @@ pub struct Main {
     calls: mpsc::Sender<Queued>,
 }
 
+/// What comes from main without a call.
+#[derive(Debug)]
+pub struct FromMain {
+    /// What the app asks of the worker: commands of the remote control and their arguments.
+    pub asked: mpsc::Receiver<Asked>,
+    /// Main has died. What is called from now on is called in its successor, which is a copy of the
+    /// app as it was loaded; all answers that its predecessor gave are given.
+    pub died: Arc<Notify>,
+}
+
 /// Main could not be kept: it is gone, and no new one was to be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lost;
 
 impl Main {
     /// A main over `control`. The returned [`Service`] has to be run.
-    ///
-    /// What the app asks of the worker, without having been called, comes out of the receiver: a
-    /// command of the remote control and its arguments.
-    pub fn new(control: UnixStream) -> (Self, Service, mpsc::Receiver<Asked>) {
+    pub fn new(control: UnixStream) -> (Self, Service, FromMain) {
         let (calls, queue) = mpsc::channel(QUEUED_CALLS);
         let (to_asked, asked) = mpsc::channel(QUEUED_COMMANDS);
+        let died = Arc::new(Notify::new());
         let service = Service {
             queue,
             connection: Some(control),
             pending: VecDeque::new(),
+            leaves: false,
             asked: to_asked,
+            died: Arc::clone(&died),
         };
-        (Self { calls }, service, asked)
+        (Self { calls }, service, FromMain { asked, died })
     }
 
     /// Makes a call after those made before. It is made at once; the future waits for the answer.
@@ -149,8 +179,8 @@ impl Main {
         self.queue(call, None);
     }
 
-    /// Has main leave, after all calls made before: the app's exit handlers run. Calls made later
-    /// are not made.
+    /// Has main leave, after all calls made before but those that it works on aside: the app's exit
+    /// handlers run. Calls made later are not made.
     pub fn leave(&self) {
         self.queue(Call::new(LEAVE), None);
     }
@@ -179,7 +209,10 @@ pub struct Service {
     connection: Option<UnixStream>,
     /// Written, not answered, in order.
     pending: VecDeque<(u64, Queued)>,
+    /// Main is to leave when all is answered.
+    leaves: bool,
     asked: mpsc::Sender<Asked>,
+    died: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Queued {
@@ -207,6 +240,7 @@ impl Service {
                     Err(Lost) => return,
                 },
             };
+            again = self.with_the_first_first(again);
             let (reader, writer) = connection.into_split();
             if self.serve(reader, writer, &mut number, &mut again).await == Served::All {
                 return;
@@ -219,7 +253,30 @@ impl Service {
                     drop(answer.send(Err(CallError::Gone)));
                 }
             }
+            self.died.notify_one();
         }
+    }
+
+    /// All calls that wait, `again` and those behind it, in the order in which a new main is to get
+    /// them.
+    fn with_the_first_first(&mut self, mut again: VecDeque<Queued>) -> VecDeque<Queued> {
+        while let Ok(queued) = self.queue.try_recv() {
+            again.extend(self.unless_it_leaves(queued));
+        }
+        let (mut first, others): (VecDeque<_>, VecDeque<_>) =
+            again.into_iter().partition(|queued| queued.call.is_first);
+        first.extend(others);
+        first
+    }
+
+    /// A call that was taken, but for the last: after it there are none.
+    fn unless_it_leaves(&mut self, queued: Queued) -> Option<Queued> {
+        if queued.call.name != LEAVE {
+            return Some(queued);
+        }
+        self.leaves = true;
+        self.queue.close();
+        None
     }
 
     /// Serves over one connection.
@@ -239,15 +296,16 @@ impl Service {
                 }
             }
         });
-        let mut leaves = false;
         let served = loop {
             let queued = if let Some(queued) = again.pop_front() {
                 queued
-            } else if leaves && self.pending.is_empty() {
+            } else if self.leaves && self.pending.iter().all(|(_, queued)| queued.call.is_aside) {
                 drop(Call::new(LEAVE).frame(None).write(&mut writer).await);
                 drop(writer.shutdown().await);
                 // The end of its side is the end of the process.
-                while answered.recv().await.is_some() {}
+                while let Some(text) = answered.recv().await {
+                    self.answer(&text);
+                }
                 break Served::All;
             } else {
                 tokio::select! {
@@ -259,14 +317,16 @@ impl Service {
                         }
                         None => break Served::Died,
                     },
-                    queued = self.queue.recv(), if !leaves => match queued {
-                        Some(queued) if queued.call.name != LEAVE => queued,
-                        _ => {
-                            leaves = true;
-                            self.queue.close();
+                    queued = self.queue.recv(), if !self.leaves => {
+                        let Some(queued) = queued else {
+                            self.leaves = true;
                             continue;
+                        };
+                        match self.unless_it_leaves(queued) {
+                            Some(queued) => queued,
+                            None => continue,
                         }
-                    },
+                    }
                 }
             };
             *number += 1;
@@ -287,6 +347,10 @@ impl Service {
                 }
             };
             if written.is_err() {
+                // What it has answered before is done, and need not be asked again.
+                while let Some(text) = answered.recv().await {
+                    self.answer(&text);
+                }
                 break Served::Died;
             }
         };
@@ -311,7 +375,9 @@ impl Service {
         let Ok(answered) = serde_json::from_slice::<Answered>(text) else {
             match serde_json::from_slice::<Told>(text) {
                 Ok(told) => {
-                    if self.asked.try_send((told.command, told.arguments)).is_err() {
+                    let asked = self.asked.try_send((told.command, told.arguments));
+                    // A worker that has ended is asked for nothing.
+                    if let Err(mpsc::error::TrySendError::Full(_)) = asked {
                         tracing::error!("the app asks too much at once: a command is left out");
                     }
                 }
@@ -351,4 +417,71 @@ enum Served {
     All,
     /// Main is gone.
     Died,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn next(stream: &mut UnixStream) -> String {
+        let frame = Frame::read(stream).await.unwrap().expect("a call");
+        let call: serde_json::Value = serde_json::from_slice(&frame.text).unwrap();
+        call["call"].as_str().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn a_successor_is_told_first_what_it_has_to_know() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (main, service, from_main) = Main::new(ours);
+        let (ours, mut successors) = UnixStream::pair().unwrap();
+        let (gives, given) = oneshot::channel();
+        let mut given = Some(given);
+        let serving = tokio::spawn(service.run(move || {
+            let given = given.take();
+            async { given.ok_or(Lost)?.await.map_err(|_| Lost) }
+        }));
+        let unanswered = main.call(Call::new("unanswered"));
+        assert_eq!(next(&mut theirs).await, "unanswered");
+        main.tell(Call::new("known before").first());
+        assert_eq!(next(&mut theirs).await, "known before");
+        drop(theirs);
+        from_main.died.notified().await;
+        main.tell(Call::new("later"));
+        main.tell(Call::new("known").first());
+        gives.send(ours).unwrap();
+        for expected in ["known", "unanswered", "later"] {
+            assert_eq!(next(&mut successors).await, expected);
+        }
+        drop(successors);
+        assert_eq!(unanswered.await, Err(CallError::Gone));
+        serving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn main_leaves_while_it_works_on_something_aside() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (main, service, _from_main) = Main::new(ours);
+        let serving = tokio::spawn(service.run(|| async { Err(Lost) }));
+        let endless = main.call(Call::new("endless").aside());
+        let stored = main.call(Call::new("stored").aside());
+        let done = main.call(Call::new("done"));
+        main.leave();
+        for expected in ["endless", "stored", "done"] {
+            assert_eq!(next(&mut theirs).await, expected);
+        }
+        Frame::text(r#"{"id": 3, "ok": 1}"#)
+            .write(&mut theirs)
+            .await
+            .unwrap();
+        assert_eq!(next(&mut theirs).await, LEAVE);
+        assert_eq!(done.await, Ok(1.into()));
+        Frame::text(r#"{"id": 2, "ok": 2}"#)
+            .write(&mut theirs)
+            .await
+            .unwrap();
+        drop(theirs);
+        assert_eq!(stored.await, Ok(2.into()));
+        serving.await.unwrap();
+        assert_eq!(endless.await, Err(CallError::Gone));
+    }
 }

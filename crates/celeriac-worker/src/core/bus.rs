@@ -312,6 +312,11 @@ impl Core {
             let text = "The main process is too slow: a message of the bus is dropped";
             return self.notice(Level::Error, PIDBOX, text);
         }
+        self.await_main(awaited, call);
+    }
+
+    /// The same, however much main has to do: what it did not do before it died, its successor does.
+    pub(super) fn await_main(&mut self, awaited: Awaited, call: HookCall) {
         let token = self.token();
         self.remote.awaited.insert(token, awaited);
         self.effects.push(Effect::Call(token, call));
@@ -345,7 +350,12 @@ impl Core {
                 let text = format!("A message of the bus can't be written: {reason}");
                 self.notice(Level::Error, PIDBOX, &text);
             }
-            (Awaited::Queue, answer) => self.queue_selected(answer),
+            (Awaited::Queue(queue, call), answer) => self.queue_selected(queue, call, answer),
+            (Awaited::Stored, Ok(_)) => {}
+            (Awaited::Stored, Err(reason)) => {
+                let text = format!("That tasks are revoked could not be stored: {reason}");
+                self.notice(Level::Warning, CONTROL, &text);
+            }
             (Awaited::Revokes, answer) => self.revokes_loaded(answer, now),
         }
     }

@@ -150,10 +150,11 @@ impl Core {
 
     /// Code in main may ask for a task's attributes.
     fn set_attributes<const N: usize>(&mut self, task: &str, given: [(&str, Option<&Value>); N]) {
-        let attributes = given
+        let attributes: Map<String, Value> = given
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value.cloned().unwrap_or_default()))
             .collect();
+        self.remote.changes.attributes_set(task, &attributes);
         let task = task.to_owned();
         let call = HookCall::SetTaskAttributes { task, attributes };
         self.effects.push(Effect::Tell(call));
@@ -285,12 +286,17 @@ impl Core {
             routing_key,
             options,
         };
-        self.ask_main(Awaited::Queue, call);
+        self.ask_main(Awaited::Queue(queue.clone(), call.clone()), call);
         Answer::ok(format!("add consumer {queue}"))
     }
 
     /// Main has made a queue of the arguments of `add_consumer`.
-    pub(super) fn queue_selected(&mut self, answer: Result<Value, String>) {
+    pub(super) fn queue_selected(
+        &mut self,
+        asked: String,
+        call: HookCall,
+        answer: Result<Value, String>,
+    ) {
         let described = answer.and_then(|described| {
             let info = described.get("info").cloned().unwrap_or_default();
             let queue: Queue =
@@ -299,6 +305,7 @@ impl Core {
         });
         match described {
             Ok((queue, info)) => {
+                self.remote.changes.queue_selected(asked, call);
                 self.remote.queues.retain(|(name, _)| *name != queue.name);
                 self.remote.queues.push((queue.name.clone(), info));
                 self.effects.push(Effect::AddQueue(queue));
@@ -314,14 +321,23 @@ impl Core {
         let queue = arguments.text("queue").unwrap_or_default();
         let consumer = "celery.worker.consumer.consumer";
         self.notice(Level::Info, consumer, &format!("Canceling queue {queue}"));
-        self.remote.queues.retain(|(name, _)| *name != queue);
+        self.forget_queue(&queue);
         let reply = Answer::ok(format!("no longer consuming from {queue}"));
-        let call = HookCall::DeselectQueue {
-            queue: queue.clone(),
-        };
-        self.effects.push(Effect::Tell(call));
         self.effects.push(Effect::CancelQueue(queue));
         reply
+    }
+
+    /// A queue is consumed no more.
+    fn forget_queue(&mut self, queue: &str) {
+        let before = self.remote.queues.len();
+        self.remote.queues.retain(|(name, _)| name != queue);
+        if self.remote.queues.len() < before {
+            self.remote.changes.queue_deselected(queue);
+        }
+        let call = HookCall::DeselectQueue {
+            queue: queue.to_owned(),
+        };
+        self.effects.push(Effect::Tell(call));
     }
 
     pub(super) fn remote_shutdown(&mut self, arguments: &Arguments, now: Now) -> Answer {

@@ -14,6 +14,7 @@ mod receive;
 mod remote;
 mod revoke;
 mod run;
+mod successor;
 #[cfg(test)]
 mod tests;
 

@@ -9,11 +9,13 @@ use celeriac_protocol::{Head, TimeLimits};
 use serde_json::{Map, Value};
 
 use super::HookToken;
+use super::successor::Changes;
 use crate::control::gossip::Gossip;
 use crate::control::mailbox::Address;
 use crate::control::mingle::Mingle;
 use crate::events::clock::LamportClock;
 use crate::events::{Dispatcher, EventOptions};
+use crate::hooks::HookCall;
 
 /// What does not change while a worker lives.
 #[derive(Debug, Clone)]
@@ -75,6 +77,8 @@ pub(super) struct Remote {
     pub(super) started: Duration,
     /// The limits that tasks were declared with whose limits a command has changed.
     pub(super) declared_limits: HashMap<ByteString, TimeLimits>,
+    /// What commands have changed in main.
+    pub(super) changes: Changes,
 }
 
 /// What main was asked for on behalf of the bus. Nothing of the worker waits for it.
@@ -86,8 +90,10 @@ pub(super) enum Awaited {
     Reply(Address),
     /// To write a message.
     Encoding(Box<Outgoing>),
-    /// To make a queue of the arguments of `add_consumer`.
-    Queue,
+    /// To make a queue of the arguments of `add_consumer`: by this call, for the queue of this name.
+    Queue(String, HookCall),
+    /// To store that tasks are revoked.
+    Stored,
     /// To tell what the store of revokes holds.
     Revokes,
 }
@@ -116,6 +122,7 @@ impl Remote {
             totals: HashMap::new(),
             started: now,
             declared_limits: HashMap::new(),
+            changes: Changes::default(),
         }
     }
 }

@@ -11,6 +11,7 @@ use celeriac_core::pool::{RequestKey, signal_number};
 use serde_json::{Map, Value};
 
 use super::command::{Answer, Arguments, CONTROL};
+use super::remote::Awaited;
 use super::{Continuation, Core, Effect};
 use crate::control::python;
 use crate::events::event::TaskEvent;
@@ -63,7 +64,7 @@ impl Core {
             ids: ids.clone(),
             headers: Map::new(),
         };
-        self.effects.push(Effect::Tell(mark));
+        self.await_main(Awaited::Stored, mark);
         self.effects.push(Effect::Tell(add));
         self.keep_revoked(ids.clone(), Map::new());
         if !arguments.is_true("terminate") {
@@ -211,7 +212,7 @@ impl Core {
         let options = &self.remote.options;
         if options.keeps_revokes && (options.keeps_stamps || headers.is_empty()) {
             let call = HookCall::KeepRevoked { ids, headers };
-            self.effects.push(Effect::Tell(call));
+            self.await_main(Awaited::Stored, call);
         }
     }
 }

@@ -5,3 +5,4 @@ mod anything;
 mod life;
 mod remote;
 mod scene;
+mod successor;

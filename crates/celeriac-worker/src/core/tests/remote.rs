@@ -9,7 +9,7 @@ use celeriac_core::pool::{ExitStatus, Failure, LossCause, Outcome, PoolEvent};
 use serde_json::{Map, Value, json};
 
 use super::life::{late, success};
-use super::scene::{PID, Scene, at, options};
+use super::scene::{PID, Scene, at, name_of, options};
 use crate::autoscale::Autoscale;
 use crate::control::mailbox::json_message;
 use crate::core::{Effect, Options};
@@ -23,7 +23,7 @@ fn hear(scene: &mut Scene, kind: Kind, body: &Value, headers: &Value) {
 }
 
 /// What a command is answered, if it is at once.
-fn ask(scene: &mut Scene, method: &str, arguments: &Value) -> Option<Value> {
+pub(super) fn ask(scene: &mut Scene, method: &str, arguments: &Value) -> Option<Value> {
     let command = json!({
         "method": method,
         "arguments": arguments,
@@ -188,6 +188,9 @@ fn a_task_that_is_terminated_is_stored_as_revoked_before_its_message_goes() {
         );
         assert_eq!(reply, Some(json!({"ok": "terminate: id-1"})));
         assert!(scene.others.contains(&Effect::Terminate(key, 15)));
+        while name_of(&scene.awaited[0].1) != "task_revoked" {
+            scene.answer(Ok(Value::Null));
+        }
         let lost = PoolEvent::Lost {
             key,
             pid: PID,
@@ -511,7 +514,7 @@ fn one_of_several_tasks_that_are_revoked_at_once_runs() {
         "revoke",
         &json!({"task_id": ["id-1", "id-2", "id-3", "id-2"]}),
     );
-    let marked = scene.told.iter().find_map(|call| match call {
+    let marked = scene.awaited.iter().find_map(|(_, call)| match call {
         HookCall::MarkRevoked { ids, names } => Some((ids.clone(), Value::from(names.clone()))),
         _ => None,
     });
