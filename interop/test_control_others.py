@@ -85,6 +85,18 @@ def test_a_slow_command_of_the_app_holds_up_nothing_else(asked):
         assert slow.result() == {"ok": "awake"}
 
 
+@ONLY_OURS
+def test_a_command_of_the_app_that_goes_on_keeps_no_worker_from_its_end(redis_place, start, client):
+    app = client(redis_place, "controlled")
+    worker = start(redis_place, "-c", "1", app="controlled")
+    ask(app.app, worker.node, "note_at_exit", text="left")
+    app.app.control.broadcast("doze", arguments={"seconds": 3600, "text": "asleep"})
+    wait_until(lambda: "asleep" in redis_place.lines("taken"), "it goes on", TIMEOUT)
+    assert worker.stop() == 0
+    assert redis_place.lines("taken") == ["asleep", "left"]
+    assert "exit handlers take too long" not in worker.log
+
+
 # -- What nobody should send -------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import time
@@ -146,8 +147,15 @@ def where(state, names=None, **kwargs):
     }
 
 
+@control_command(args=[("text", str)])
+def note_at_exit(state, text):
+    atexit.register(note, os.path.join(os.environ["INTEROP_FOLDER"], "taken"), text)
+
+
 @inspect_command(default_timeout=30.0, args=[("seconds", float)])
-def doze(state, seconds=10.0):
+def doze(state, seconds=10.0, text=None):
+    if text:
+        take_note(state, text)
     time.sleep(seconds)
     return {"ok": "awake"}
 

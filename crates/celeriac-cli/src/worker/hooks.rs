@@ -70,7 +70,8 @@ fn to_call(hook: HookCall) -> Call {
         } => Call::new("control_command")
             .with("method", method)
             .with("arguments", arguments)
-            .with("clock", clock),
+            .with("clock", clock)
+            .aside(),
         HookCall::ControlOpen(message) => Call::new("control_open").about(&message),
         HookCall::EncodeReply(reply) => Call::new("control_reply").with("reply", reply),
         HookCall::EncodeEvent(event) => Call::new("encode_event").with("event", event),
