@@ -17,6 +17,7 @@ from typing import Any
 import amqp
 import pytest
 from conftest import Place, place_on_redis
+from kombu import Exchange, Queue
 
 from harness import workers
 from harness.control import TIMEOUT, ask, ask_until
@@ -95,6 +96,25 @@ def test_a_command_of_the_app_that_goes_on_keeps_no_worker_from_its_end(redis_pl
     assert worker.stop() == 0
     assert redis_place.lines("taken") == ["asleep", "left"]
     assert "exit handlers take too long" not in worker.log
+
+
+@ONLY_OURS
+def test_a_queue_that_can_not_be_had_is_not_told_of(rabbit_place, start, client):
+    app = client(rabbit_place, "controlled")
+    with app.app.connection_for_write() as connection:
+        taken = Queue("taken", Exchange("taken"), "taken", queue_arguments={"x-max-length": 5})
+        taken(connection.default_channel).declare()
+    worker = start(rabbit_place, "-c", "1", app="controlled")
+    ask(app.app, worker.node, "add_consumer", queue="taken")
+    worker.wait_for("Can't consume from taken")
+    names = ["celery"]
+    ask_until(
+        app.app,
+        worker.node,
+        "active_queues",
+        lambda told: [queue["name"] for queue in told] == names,
+    )
+    assert app.add.delay(1, 2).get(timeout=TIMEOUT) == 3
 
 
 # -- What nobody should send -------------------------------------------------------------------

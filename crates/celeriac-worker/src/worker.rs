@@ -389,6 +389,7 @@ impl Worker {
                 let (free, now) = (self.pool.free(), self.now());
                 self.core.delivered(deliveries, free, now);
             }
+            Event::QueueRefused(queue) => self.core.queue_refused(&queue),
             Event::LeasesLost(tags) => self.core.leases_lost(&tags),
             Event::Lost => {
                 self.is_connected = false;

@@ -173,7 +173,7 @@ async fn a_queue_that_a_command_added_is_given_up_alone() {
     let mut handle = Handle::start(options, Arc::clone(&journal) as Arc<dyn Journal>);
     handle.add_queue(Queue::direct("added"));
     let mut events = Vec::new();
-    while events.len() < 3 {
+    while events.len() < 4 {
         let event = tokio::time::timeout(Duration::from_mins(1), handle.next())
             .await
             .unwrap()
@@ -185,7 +185,8 @@ async fn a_queue_that_a_command_added_is_given_up_alone() {
         };
         handle.exchange(&mut Vec::new(), one);
     }
-    assert_eq!(events, ["Connected(0)", "Lost", "Connected(0)"]);
+    let refused = "QueueRefused(\"added\")";
+    assert_eq!(events, ["Connected(0)", "Lost", refused, "Connected(0)"]);
     let written = journal.0.lock().unwrap();
     let told = "Can't consume from added: it is declared otherwise (delete it)";
     assert!(written.iter().any(|line| line == told), "{written:?}");

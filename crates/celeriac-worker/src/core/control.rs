@@ -327,6 +327,11 @@ impl Core {
         reply
     }
 
+    /// A queue that was added can't be had.
+    pub fn queue_refused(&mut self, queue: &str) {
+        self.forget_queue(queue);
+    }
+
     /// A queue is consumed no more.
     fn forget_queue(&mut self, queue: &str) {
         let before = self.remote.queues.len();

@@ -54,6 +54,8 @@ pub enum Event {
     Delivered(u64, Vec<Delivery>),
     /// These messages are no longer this worker's.
     LeasesLost(Vec<DeliveryTag>),
+    /// The queue of this name was added and can't be had: it is not consumed.
+    QueueRefused(String),
     /// The connection is lost; it connects again.
     Lost,
     /// It can't connect, and won't try again.
@@ -286,7 +288,7 @@ impl Consumer {
             let is_misdeclared = error.kind == ErrorKind::Configuration;
             if is_misdeclared && self.added.contains(&queue.name) {
                 // A slip of whoever added it must not end the worker.
-                return Err(self.refuse(&queue, error).into());
+                return Err(self.refuse(&queue, error).await.into());
             }
             return Err(Unconnected {
                 error,
@@ -479,14 +481,14 @@ impl Consumer {
                 self.write(&Happening::StartedConsuming { queue });
                 Ok(())
             }
-            Err(error) if error.retry() == Retry::Never => Err(self.refuse(&queue, error)),
+            Err(error) if error.retry() == Retry::Never => Err(self.refuse(&queue, error).await),
             Err(error) => Err(error),
         }
     }
 
     /// Gives up a queue that was added and can't be had; what is left is to connect again, for the
     /// broker may have closed the channel over it.
-    fn refuse(&mut self, queue: &Queue, error: Error) -> Error {
+    async fn refuse(&mut self, queue: &Queue, error: Error) -> Error {
         self.queues.retain(|known| known.name != queue.name);
         self.added.remove(&queue.name);
         let text = format!("Can't consume from {}: {}", queue.name, error.in_full());
@@ -495,6 +497,7 @@ impl Consumer {
             logger: "celery.worker.control",
             text: &text,
         });
+        self.tell(Event::QueueRefused(queue.name.clone())).await;
         Error::new(ErrorKind::Connection, error.message)
     }
 

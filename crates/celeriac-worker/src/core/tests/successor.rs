@@ -191,6 +191,20 @@ fn a_queue_that_main_can_not_make_is_not_asked_of_its_successor() {
 }
 
 #[test]
+fn a_queue_that_the_broker_refuses_is_forgotten_by_all() {
+    let mut stage = Stage::new(options([("t", late())]));
+    let loaded = ask(&mut stage.scene, "active_queues", &json!({}));
+    stage.ask("add_consumer", &json!({"queue": "q"}));
+    assert!(stage.main.consumed.contains("q"));
+    stage.scene.core.queue_refused("q");
+    stage.play();
+    assert!(!stage.main.consumed.contains("q"));
+    assert_eq!(stage.successor(), stage.main);
+    let left = ask(&mut stage.scene, "active_queues", &json!({}));
+    assert_eq!(left, loaded);
+}
+
+#[test]
 fn a_revoke_that_is_not_stored_is_told_of() {
     let mut scene = Scene::with(late());
     ask(&mut scene, "revoke", &json!({"task_id": "a"}));
