@@ -14,6 +14,7 @@ use celeriac_protocol::Message;
 
 use crate::bus::{Bus, BusOptions};
 use crate::queue::Queue;
+use crate::revokes::KeptRevokes;
 
 /// A place that messages come from, not yet connected.
 #[async_trait]
@@ -84,6 +85,12 @@ pub trait Session: Send {
 
     /// Puts a message into a queue, and returns when it is safe there.
     async fn publish(&mut self, queue: &str, message: &Message) -> Result<(), Error>;
+
+    /// What the broker keeps of revokes since `since`, in seconds since 1970: nothing where nobody
+    /// has kept any, or where this broker is no place for them.
+    async fn revokes(&mut self, _since: f64) -> Result<KeptRevokes, Error> {
+        Ok(KeptRevokes::default())
+    }
 
     /// Leaves the broker in order: leases end at once, nothing waits for a timeout.
     /// What is still fetched has been released before by [`Session::exchange`].

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod journal;
 pub mod pool;
 pub mod queue;
+pub mod revokes;
 
 pub use broker::{Broker, Session};
 pub use bus::Bus;

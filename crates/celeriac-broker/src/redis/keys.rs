@@ -119,6 +119,13 @@ impl Keys {
         format!("{}_kombu.binding_permanent.{exchange}", self.prefix)
     }
 
+    /// Revoked tasks that are kept: ids, and JSON arrays of a header and its value. Both are sorted
+    /// sets by the time of the revoke, which Python writes (`celeriac.host.revocations`).
+    pub(super) fn revoked(&self) -> [String; 2] {
+        ["_celeriac.revoked", "_celeriac.revoked.headers"]
+            .map(|key| format!("{}{key}", self.prefix))
+    }
+
     /// What stands before the name of every key.
     pub(super) fn prefix(&self) -> &str {
         &self.prefix

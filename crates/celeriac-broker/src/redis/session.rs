@@ -11,6 +11,7 @@ use celeriac_core::broker::{
     Want,
 };
 use celeriac_core::queue::{ExchangeKind, Queue};
+use celeriac_core::revokes::KeptRevokes;
 use celeriac_protocol::{Message, envelope};
 use redis::aio::MultiplexedConnection;
 use redis::{Value, cmd, pipe};
@@ -490,6 +491,27 @@ impl Session for RedisSession {
         let tag = uuid::Uuid::new_v4().to_string();
         self.query(cmd("LPUSH").arg(list).arg(envelope::encode(message, &tag)))
             .await
+    }
+
+    async fn revokes(&mut self, since: f64) -> Result<KeptRevokes, Error> {
+        let mut read = pipe();
+        for key in self.shared.keys.revoked() {
+            read.cmd("ZRANGEBYSCORE").arg(key).arg(since).arg("+inf");
+        }
+        let (ids, headers): (Vec<Vec<u8>>, Vec<Vec<u8>>) = read
+            .query_async(&mut self.connection)
+            .await
+            .map_err(|error| broker_error(&error))?;
+        let texts = |members: Vec<Vec<u8>>| {
+            let texts = members
+                .iter()
+                .map(|member| String::from_utf8_lossy(member).into_owned());
+            texts.collect()
+        };
+        Ok(KeptRevokes {
+            ids: texts(ids),
+            headers: texts(headers),
+        })
     }
 
     async fn close(mut self: Box<Self>) -> Result<(), Error> {

@@ -8,6 +8,7 @@ use celeriac_core::broker::{
     Delivery, DeliveryTag, Error, Fate, Maintained, Session, Settlement, Unreadable, Want,
 };
 use celeriac_core::queue::Queue;
+use celeriac_core::revokes::KeptRevokes;
 use celeriac_protocol::{Message, envelope};
 
 use super::Shared;
@@ -197,6 +198,19 @@ impl Session for SqlSession {
     async fn publish(&mut self, queue: &str, message: &Message) -> Result<(), Error> {
         let payload = envelope::encode(message, &uuid::Uuid::new_v4().to_string());
         self.store.publish(queue, &payload).await
+    }
+
+    async fn revokes(&mut self, since: f64) -> Result<KeptRevokes, Error> {
+        let mut kept = KeptRevokes::default();
+        for row in self.store.revoked(since).await? {
+            let members = match &*row.kind {
+                b"id" => &mut kept.ids,
+                b"header" => &mut kept.headers,
+                _ => continue,
+            };
+            members.push(String::from_utf8_lossy(&row.member).into_owned());
+        }
+        Ok(kept)
     }
 
     async fn close(mut self: Box<Self>) -> Result<(), Error> {

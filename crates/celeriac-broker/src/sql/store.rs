@@ -48,8 +48,22 @@ pub(super) trait Store: Send {
     /// Puts an envelope into a queue, and returns when it is safe there.
     async fn publish(&mut self, queue: &str, payload: &str) -> Result<(), Error>;
 
+    /// What is kept in the table `celeriac_revoked` since a moment, in seconds since 1970, the
+    /// oldest first; nothing where there is no such table.
+    async fn revoked(&mut self, since: f64) -> Result<Vec<Revoked>, Error>;
+
     /// Removes this worker from the tables.
     async fn leave(&mut self) -> Result<(), Error>;
+}
+
+/// A row of the table `celeriac_revoked`, which Python makes and writes
+/// (`celeriac.host.revocations`). There is one in a database, whatever kombu's tables are named.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Revoked {
+    /// `id`, or `header`.
+    pub(super) kind: Bytes,
+    /// The id, or a JSON array of a header and its value.
+    pub(super) member: Bytes,
 }
 
 /// What to claim.

@@ -8,9 +8,12 @@ use celeriac_broker::{Options, open};
 use celeriac_core::Broker;
 use celeriac_core::broker::{DeliveryTag, ErrorKind, Fate, Session, Settlement, Want};
 use celeriac_core::queue::Queue;
+use celeriac_core::revokes::KeptRevokes;
 use celeriac_testing::conformance::broker::{self, Fixture, message};
 use celeriac_testing::server::MariadbServer;
 use tokio::time::{Instant, timeout};
+
+use crate::as_python_keeps;
 
 /// Longer than any step takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -483,4 +486,21 @@ async fn names_of_queues_are_told_apart_by_case() {
     upper.publish("Q", &message(1)).await.unwrap();
     assert!(lower.exchange(&[], want(1)).await.unwrap().is_empty());
     assert_eq!(upper.exchange(&[], want(1)).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn revokes_are_read_as_python_has_kept_them() {
+    let mariadb = Mariadb::new();
+    let mut session = mariadb.session().await;
+    let none = session.revokes(0.0).await.unwrap();
+    assert_eq!(none, KeptRevokes::default(), "there is no table yet");
+    mariadb.execute(&as_python_keeps("FLOAT(53)"));
+    let kept = session.revokes(1000.5).await.unwrap();
+    assert_eq!(kept.ids, ["b", "a", "ünïcode"]);
+    assert_eq!(kept.headers, [r#"["who", "x"]"#]);
+    assert_eq!(
+        session.revokes(3000.0).await.unwrap(),
+        KeptRevokes::default()
+    );
+    session.close().await.unwrap();
 }

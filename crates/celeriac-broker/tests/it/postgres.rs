@@ -7,9 +7,12 @@ use celeriac_broker::{Options, open};
 use celeriac_core::Broker;
 use celeriac_core::broker::{DeliveryTag, ErrorKind, Fate, Session, Settlement, Want};
 use celeriac_core::queue::Queue;
+use celeriac_core::revokes::KeptRevokes;
 use celeriac_testing::conformance::broker::{self, Fixture, message};
 use celeriac_testing::server::PostgresServer;
 use tokio::time::{Instant, timeout};
+
+use crate::as_python_keeps;
 
 /// Longer than any step takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -513,4 +516,21 @@ async fn many_workers_make_the_tables_at_once() {
     for started in starting {
         timeout(PATIENCE, started).await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn revokes_are_read_as_python_has_kept_them() {
+    let postgres = Postgres::new();
+    let mut session = postgres.session().await;
+    let none = session.revokes(0.0).await.unwrap();
+    assert_eq!(none, KeptRevokes::default(), "there is no table yet");
+    postgres.execute(&as_python_keeps("FLOAT(53)"));
+    let kept = session.revokes(1000.5).await.unwrap();
+    assert_eq!(kept.ids, ["b", "a", "ünïcode"]);
+    assert_eq!(kept.headers, [r#"["who", "x"]"#]);
+    assert_eq!(
+        session.revokes(3000.0).await.unwrap(),
+        KeptRevokes::default()
+    );
+    session.close().await.unwrap();
 }

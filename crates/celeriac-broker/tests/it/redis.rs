@@ -6,6 +6,7 @@ use celeriac_broker::{Options, open};
 use celeriac_core::Broker;
 use celeriac_core::broker::{ErrorKind, Fate, Retry, Session, Settlement, Want};
 use celeriac_core::queue::{Binding, ExchangeKind, Queue};
+use celeriac_core::revokes::KeptRevokes;
 use celeriac_testing::conformance::broker::{self, Fixture, message};
 use celeriac_testing::server::RedisServer;
 use serde_json::{Map, Value, json};
@@ -461,6 +462,32 @@ async fn options_that_make_no_sense_are_named() {
         },
     );
     assert!(error.unwrap_err().to_string().contains("kafka"));
+}
+
+#[tokio::test]
+async fn revokes_are_read_as_python_has_kept_them() {
+    for prefix in ["", "mine:"] {
+        let redis = Redis::with(json!({"global_keyprefix": prefix}));
+        let mut session = redis.broker().connect().await.unwrap();
+        let none = session.revokes(0.0).await.unwrap();
+        assert_eq!(none, KeptRevokes::default(), "nobody has kept any");
+        let keep = |key: &str, score: &str, member: &[u8]| {
+            let key = format!("{prefix}{key}");
+            let parts = [b"ZADD", key.as_bytes(), score.as_bytes(), member];
+            redis.server.command(&parts);
+        };
+        keep("_celeriac.revoked", "1000.500001", b"a");
+        keep("_celeriac.revoked", "1000.5", b"b");
+        keep("_celeriac.revoked", "1000.499999", b"too old");
+        // A surrogate, as Python can have it in a text.
+        keep("_celeriac.revoked", "2000", b"x\xed\xb2\x80");
+        keep("_celeriac.revoked.headers", "1500", br#"["who", "x"]"#);
+        let kept = session.revokes(1000.5).await.unwrap();
+        assert_eq!(kept.ids[..2], ["b", "a"]);
+        assert!(kept.ids[2].starts_with("x\u{fffd}"), "{kept:?}");
+        assert_eq!(kept.headers, [r#"["who", "x"]"#]);
+        session.close().await.unwrap();
+    }
 }
 
 async fn consumer(redis: &Redis, queue: &str) -> Box<dyn Session> {

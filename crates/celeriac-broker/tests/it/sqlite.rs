@@ -6,8 +6,11 @@ use celeriac_broker::{Options, open};
 use celeriac_core::Broker;
 use celeriac_core::broker::{ErrorKind, Want};
 use celeriac_core::queue::Queue;
+use celeriac_core::revokes::KeptRevokes;
 use celeriac_testing::conformance::broker::{self, Fixture, message};
 use rusqlite::Connection;
+
+use crate::as_python_keeps;
 
 struct Sqlite {
     path: PathBuf,
@@ -181,4 +184,25 @@ fn other_databases_and_memory_are_refused() {
         assert_eq!(error.kind, ErrorKind::Configuration, "{url}");
         assert!(!error.to_string().contains("secret"));
     }
+}
+
+#[tokio::test]
+async fn revokes_are_read_as_python_has_kept_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let sqlite = Sqlite::new(folder.path());
+    let mut session = sqlite.broker().connect().await.unwrap();
+    let none = session.revokes(0.0).await.unwrap();
+    assert_eq!(none, KeptRevokes::default(), "there is no table yet");
+    Connection::open(&sqlite.path)
+        .unwrap()
+        .execute_batch(&as_python_keeps("FLOAT"))
+        .unwrap();
+    let kept = session.revokes(1000.5).await.unwrap();
+    assert_eq!(kept.ids, ["b", "a", "ünïcode"]);
+    assert_eq!(kept.headers, [r#"["who", "x"]"#]);
+    assert_eq!(
+        session.revokes(3000.0).await.unwrap(),
+        KeptRevokes::default()
+    );
+    session.close().await.unwrap();
 }

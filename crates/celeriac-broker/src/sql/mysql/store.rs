@@ -15,7 +15,7 @@ use super::connection::Connection;
 use super::error::is_deadlock;
 use super::schema::{self, Found};
 use crate::sql::pace::Pace;
-use crate::sql::store::{self, Beat, Claims, Store};
+use crate::sql::store::{self, Beat, Claims, Revoked, Store};
 use crate::sql::tables::Tables;
 
 /// How often a transaction is made again that the server has rolled back.
@@ -318,6 +318,34 @@ impl Store for MysqlStore {
     async fn publish(&mut self, queue: &str, payload: &str) -> Result<(), Error> {
         let id = self.queue_id(queue).await?;
         self.insert(id, payload).await
+    }
+
+    async fn revoked(&mut self, since: f64) -> Result<Vec<Revoked>, Error> {
+        let made: Option<u8> = self
+            .connection
+            .first(
+                "SELECT 1 FROM information_schema.tables
+                 WHERE table_schema = DATABASE() AND table_name = 'celeriac_revoked'",
+                (),
+            )
+            .await?;
+        if made.is_none() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<(Vec<u8>, Vec<u8>)> = self
+            .connection
+            .all(
+                // Some versions of MySQL have a keyword of this name.
+                "SELECT kind, `member` FROM celeriac_revoked
+                 WHERE revoked_at >= ? ORDER BY revoked_at",
+                (since,),
+            )
+            .await?;
+        let revoked = rows.into_iter().map(|(kind, member)| Revoked {
+            kind: kind.into(),
+            member: member.into(),
+        });
+        Ok(revoked.collect())
     }
 
     async fn leave(&mut self) -> Result<(), Error> {

@@ -16,7 +16,7 @@ use super::schema::{self, Notices};
 use super::statements::Statements;
 use super::types::Text;
 use crate::sql::pace::Pace;
-use crate::sql::store::{self, Beat, Claims, Store};
+use crate::sql::store::{self, Beat, Claims, Revoked, Store};
 use crate::sql::tables::Tables;
 
 /// How many messages of a dead worker are given back at once.
@@ -269,6 +269,26 @@ impl Store for PostgresStore {
             .answer(connection.query(&sql.publish, &[&id, &payload]))
             .await?;
         Ok(())
+    }
+
+    async fn revoked(&mut self, since: f64) -> Result<Vec<Revoked>, Error> {
+        let connection = &self.connection;
+        let made = "SELECT to_regclass('celeriac_revoked') IS NOT NULL";
+        let made = connection.answer(connection.query_one(made, &[])).await?;
+        if !get::<bool>(&made, 0)? {
+            return Ok(Vec::new());
+        }
+        let read = "SELECT kind, member FROM celeriac_revoked
+                    WHERE revoked_at >= $1::float8 ORDER BY revoked_at";
+        let rows = connection.answer(connection.query(read, &[&since])).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(Revoked {
+                    kind: get::<Text>(row, 0)?.0,
+                    member: get::<Text>(row, 1)?.0,
+                })
+            })
+            .collect()
     }
 
     async fn leave(&mut self) -> Result<(), Error> {

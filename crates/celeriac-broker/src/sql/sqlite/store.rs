@@ -14,7 +14,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, Transaction
 use super::database::Database;
 use super::lease;
 use super::watch::Watch;
-use crate::sql::store::{self, Beat, Claims, Share, Store};
+use crate::sql::store::{self, Beat, Claims, Revoked, Share, Store};
 use crate::sql::tables::Tables;
 
 pub(super) struct SqliteStore {
@@ -168,6 +168,30 @@ impl Store for SqliteStore {
                 .and_then(|id| insert(connection, &worker.tables, id, &payload));
             connection.pragma_update(None, "synchronous", "normal")?;
             published
+        })
+        .await
+    }
+
+    async fn revoked(&mut self, since: f64) -> Result<Vec<Revoked>, Error> {
+        self.run(move |connection, _| {
+            let is_made = connection
+                .prepare("SELECT 1 FROM sqlite_master WHERE name = 'celeriac_revoked'")?
+                .exists([])?;
+            if !is_made {
+                return Ok(Vec::new());
+            }
+            connection
+                .prepare(
+                    "SELECT kind, member FROM celeriac_revoked
+                     WHERE revoked_at >= ?1 ORDER BY revoked_at",
+                )?
+                .query_map([since], |row| {
+                    Ok(Revoked {
+                        kind: payload(row, 0)?,
+                        member: payload(row, 1)?,
+                    })
+                })?
+                .collect()
         })
         .await
     }
