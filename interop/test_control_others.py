@@ -333,6 +333,18 @@ def test_what_is_revoked_stays_so_over_a_restart(fanout_place, start, client, tm
     assert kept.stop() == 0
 
 
+@ONLY_OURS
+def test_what_is_revoked_while_all_workers_are_down_does_not_run(place, start, client):
+    app = client(place, "controlled")
+    result = app.add.apply_async((1, 1), task_id="gone")
+    workers.run(KIND, "-A", "controlled", "control", "revoke", "gone", **place.variables())
+    worker = start(place, "-c", "1", app="controlled")
+    worker.wait_for("Discarding revoked task: controlled.add[gone]")
+    wait_until(lambda: result.state == "REVOKED", "its state says so", TIMEOUT)
+    assert app.add.delay(1, 1).get(timeout=TIMEOUT) == 2
+    assert worker.stop() == 0
+
+
 @pytest.mark.parametrize(
     "kinds", [(KIND, KIND), (KIND, "celery"), ("celery", KIND)], ids=lambda kinds: "+".join(kinds)
 )

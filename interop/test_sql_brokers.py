@@ -111,6 +111,19 @@ def test_nothing_is_lost_where_a_worker_is_killed(fleet):
     assert survivor.stop(timeout=TIMEOUT) == 0
 
 
+@pytest.mark.skipif(not OURS, reason="Celery's workers forget what is revoked")
+def test_what_is_revoked_while_all_workers_are_down_does_not_run(fleet):
+    fleet.app.sleep.apply_async((0, fleet.place.file(), "gone"), task_id="gone")
+    variables = fleet.place.variables()
+    workers.run("celeriac", "-A", fleet.app.app.main, "control", "revoke", "gone", **variables)
+    worker = fleet.start("celeriac", "-c", "1")
+    worker.wait_for("[gone]")
+    fleet.send("sleep", 1, 0)
+    fleet.finish(1)
+    assert list(fleet.counted("start")) == ["0"]
+    assert worker.stop(timeout=TIMEOUT) == 0
+
+
 def test_both_workers_take_part_and_each_task_runs_once(fleet):
     fleet.send("sleep_late", TASKS, 0.02)
     ours, theirs = fleet.start(workers.KIND, "-c", "2"), fleet.start("celery", "-c", "2")

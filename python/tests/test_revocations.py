@@ -167,6 +167,27 @@ def test_where_they_are_kept(make_app, monkeypatch, broker, setting, variable, w
         assert not Revocations(app).add(ids=["1"])
 
 
+@pytest.mark.parametrize(
+    "broker, settings, reader",
+    [
+        ("redis://h", {}, "broker"),
+        ("sqla+sqlite:///x.db", {}, "broker"),
+        ("redis://h", {"celeriac_revoke_store": "broker"}, "broker"),
+        ("redis://h;redis://i", {}, "broker"),
+        ("amqp://h", {}, None),
+        ("redis://h", {"celeriac_revoke_store": ""}, None),
+        ("redis://h", {"celeriac_revoke_store": "redis://r"}, "elsewhere"),
+        # Python can say what is wrong with it.
+        ("amqp://h", {"celeriac_revoke_store": "broker"}, "elsewhere"),
+        # They are kept where messages are sent to.
+        ("redis://h", {"broker_read_url": "redis://replica"}, "elsewhere"),
+    ],
+)
+def test_who_reads_them(make_app, monkeypatch, broker, settings, reader):
+    monkeypatch.delenv("CELERIAC_REVOKE_STORE", raising=False)
+    assert revocations.reader(make_app(broker, **settings)) == reader
+
+
 def test_a_broker_that_can_keep_nothing_is_named(make_app):
     app = make_app("memory://", celeriac_revoke_store="broker")
     with pytest.raises(ValueError, match="can't keep revoked tasks; name a Redis server"):

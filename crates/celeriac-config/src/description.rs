@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use celeriac_core::bus::BusSettings;
 use celeriac_core::queue::Queue;
+use celeriac_core::revokes::RevokeStore;
 use celeriac_protocol::TimeLimits;
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
@@ -95,9 +96,9 @@ pub struct Remote {
     pub commands: HashMap<String, RemoteCommand>,
     /// Those that the app has registered itself.
     pub users: Vec<String>,
-    /// Whether revoked ids are kept in a store that all workers share.
+    /// The store that all workers share in which revoked ids are kept; `None` for nowhere.
     #[serde(default)]
-    pub keeps_revokes: bool,
+    pub revoke_store: Option<RevokeStore>,
     /// Whether revoked stamps are kept there as well.
     #[serde(default)]
     pub keeps_stamps: bool,

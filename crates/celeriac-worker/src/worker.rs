@@ -391,6 +391,11 @@ impl Worker {
             }
             Event::QueueRefused(queue) => self.core.queue_refused(&queue),
             Event::LeasesLost(tags) => self.core.leases_lost(&tags),
+            Event::Revokes(read) => {
+                let now = self.now();
+                let read = read.map_err(|error| error.in_full());
+                self.core.revokes_read(read, now);
+            }
             Event::Lost => {
                 self.is_connected = false;
                 self.core.disconnected();
@@ -488,6 +493,7 @@ impl Worker {
                 Effect::RestartPool => self.pool.restart(),
                 Effect::AddQueue(queue) => self.consumer.add_queue(queue),
                 Effect::CancelQueue(queue) => self.consumer.cancel_queue(queue),
+                Effect::ReadRevokes(since) => self.consumer.read_revokes(since),
                 Effect::Broadcast(command) => self.bus.broadcast(command),
                 Effect::Send(outgoing) => self.bus.send(vec![outgoing]),
                 Effect::ClosePool => self.pool.close(),

@@ -74,7 +74,7 @@ def remote(worker: Any) -> dict[str, Any]:
         "sw_ver": SOFTWARE_INFO["sw_ver"],
         "sw_sys": SOFTWARE_INFO["sw_sys"],
         "pool_restarts": bool(conf.worker_pool_restarts),
-        "keeps_revokes": revocations.where(app) is not None,
+        "revoke_store": revocations.reader(app),
         "keeps_stamps": revocations.keeps_stamps(app),
     }
 

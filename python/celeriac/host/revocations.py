@@ -23,6 +23,8 @@ SETTING = "celeriac_revoke_store"
 VARIABLE = "CELERIAC_REVOKE_STORE"
 #: What keeps them in the broker.
 BROKER = "broker"
+#: What only Python can read.
+ELSEWHERE = "elsewhere"
 
 #: How many are kept, and for how many seconds.
 MOST, KEPT = 50_000, 90 * 24 * 3600.0
@@ -58,6 +60,20 @@ def where(app: Any) -> str | None:
     if named is None:
         return BROKER if _can_keep(app) else None
     return str(named) or None
+
+
+def reader(app: Any) -> str | None:
+    """Who can read the store when a worker starts: the Rust parent, over its connection to the
+    ``broker``; only Python, where they are kept ``elsewhere``; nobody where there is none.
+
+    They are kept where messages are sent to, and the parent is connected to where they come from.
+    """
+    named = where(app)
+    if named is None:
+        return None
+    conf = app.conf
+    in_broker = named == BROKER and conf.broker_read_url == conf.broker_write_url and _can_keep(app)
+    return BROKER if in_broker else ELSEWHERE
 
 
 def keeps_stamps(app: Any) -> bool:

@@ -137,7 +137,7 @@ fn remote(description: &Description) -> RemoteOptions {
         pid,
         events,
         mingles: remote.control && remote.mingle,
-        keeps_revokes: remote.keeps_revokes,
+        revoke_store: remote.revoke_store,
         keeps_stamps: remote.keeps_stamps,
         gossips: remote.gossip,
         heartbeat: heartbeat(description).as_secs_f64(),

@@ -7,9 +7,10 @@ use base64::engine::general_purpose::STANDARD;
 use celeriac_core::bus::{Destination, Heard, Kind, Outgoing};
 use celeriac_core::clock::Now;
 use celeriac_core::journal::Level;
+use celeriac_core::revokes::{self, KeptRevokes, RevokeStore};
 use celeriac_protocol::Message;
 use celeriac_protocol::json::{self, Object};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::command::{Arguments, CONTROL, PIDBOX};
 use super::remote::Awaited;
@@ -71,9 +72,18 @@ impl Core {
 
     /// Asks the store of revokes, after commands are heard: none must come in between.
     pub fn load_revokes(&mut self, now: Now) {
-        if self.remote.options.keeps_revokes {
-            self.remote.store_until = Some(now.monotonic + STORE_PATIENCE);
-            self.ask_main(Awaited::Revokes, HookCall::LoadRevoked);
+        match self.remote.options.revoke_store {
+            Some(RevokeStore::Broker) => {
+                // Without an answer there are no messages either: nothing is gained by giving up.
+                self.remote.store_until = Some(Duration::MAX);
+                let since = now.wall.as_duration().as_secs_f64() - revokes::KEPT.as_secs_f64();
+                self.effects.push(Effect::ReadRevokes(since));
+            }
+            Some(RevokeStore::Elsewhere) => {
+                self.remote.store_until = Some(now.monotonic + STORE_PATIENCE);
+                self.ask_main(Awaited::Revokes, HookCall::LoadRevoked);
+            }
+            None => {}
         }
     }
 
@@ -90,19 +100,32 @@ impl Core {
         }
     }
 
+    /// The broker has told what it keeps of revokes, or why it can't.
+    pub fn revokes_read(&mut self, read: Result<KeptRevokes, String>, now: Now) {
+        let read = read.map(|kept| (kept.stamps(), kept.ids));
+        self.revokes_came(read, now);
+    }
+
     fn revokes_loaded(&mut self, answer: Result<Value, String>, now: Now) {
+        let read = answer.map(|kept| match kept.get("headers") {
+            Some(Value::Object(headers)) => (headers.clone(), ids(kept.get("ids"))),
+            _ => (Map::new(), ids(kept.get("ids"))),
+        });
+        self.revokes_came(read, now);
+    }
+
+    fn revokes_came(&mut self, read: Result<(Map<String, Value>, Vec<String>), String>, now: Now) {
         self.remote.store_until = None;
-        let kept = match answer {
-            Ok(kept) => kept,
+        match read {
+            Ok((headers, ids)) => {
+                self.merge_revoked(&ids, now);
+                for (name, stamps) in &headers {
+                    self.revoked.insert_stamps(name, values(stamps));
+                }
+            }
             Err(reason) => {
                 let text = format!("The store of revoked tasks can't be read: {reason}");
-                return self.notice(Level::Warning, CONTROL, &text);
-            }
-        };
-        self.merge_revoked(&ids(kept.get("ids")), now);
-        if let Some(Value::Object(headers)) = kept.get("headers") {
-            for (name, stamps) in headers {
-                self.revoked.insert_stamps(name, values(stamps));
+                self.notice(Level::Warning, CONTROL, &text);
             }
         }
     }

@@ -120,6 +120,9 @@ pub enum Effect {
     Broadcast(Message),
     /// Send something over the bus that is written already.
     Send(Outgoing),
+    /// Have the broker tell what it keeps of revokes since then, in seconds since 1970, before it
+    /// is asked for further messages.
+    ReadRevokes(f64),
     /// Have the pool finish its jobs and end.
     ClosePool,
     /// Have the pool end now.

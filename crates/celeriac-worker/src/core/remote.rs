@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytestring::ByteString;
 use celeriac_core::bus::Outgoing;
+use celeriac_core::revokes::RevokeStore;
 use celeriac_protocol::{Head, TimeLimits};
 use serde_json::{Map, Value};
 
@@ -26,8 +27,8 @@ pub struct RemoteOptions {
     pub events: Option<EventOptions>,
     /// Whether the other workers are greeted at the start.
     pub mingles: bool,
-    /// Whether revoked ids are kept in a store that all workers share.
-    pub keeps_revokes: bool,
+    /// The store that all workers share in which revoked ids are kept; `None` for nowhere.
+    pub revoke_store: Option<RevokeStore>,
     /// Whether revoked stamps are kept there as well.
     pub keeps_stamps: bool,
     /// Whether the events of the other workers are heard.

@@ -210,7 +210,7 @@ impl Core {
     /// Has workers know of it that start later.
     fn keep_revoked(&mut self, ids: Vec<String>, headers: Map<String, Value>) {
         let options = &self.remote.options;
-        if options.keeps_revokes && (options.keeps_stamps || headers.is_empty()) {
+        if options.revoke_store.is_some() && (options.keeps_stamps || headers.is_empty()) {
             let call = HookCall::KeepRevoked { ids, headers };
             self.await_main(Awaited::Stored, call);
         }

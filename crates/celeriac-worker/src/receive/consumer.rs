@@ -14,6 +14,7 @@ use celeriac_core::broker::{
 };
 use celeriac_core::journal::{Journal, Level};
 use celeriac_core::queue::Queue;
+use celeriac_core::revokes::KeptRevokes;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -56,6 +57,8 @@ pub enum Event {
     LeasesLost(Vec<DeliveryTag>),
     /// The queue of this name was added and can't be had: it is not consumed.
     QueueRefused(String),
+    /// What the broker keeps of revokes, or why it can't be read.
+    Revokes(Result<KeptRevokes, Error>),
     /// The connection is lost; it connects again.
     Lost,
     /// It can't connect, and won't try again.
@@ -73,6 +76,8 @@ struct Wishes {
     seen: u64,
     stops: bool,
     changes: Vec<Change>,
+    /// Since when to read what the broker keeps of revokes, in seconds since 1970.
+    revokes: Option<f64>,
     /// Whether acknowledgements wait for a claim to go along with: more of them need not be told.
     holds_acks: bool,
 }
@@ -123,6 +128,7 @@ impl Handle {
             events: to_events,
             unsettled: Unsettled::default(),
             batches: 0,
+            missed_revokes: false,
         };
         tokio::spawn(consumer.run());
         Self {
@@ -169,6 +175,13 @@ impl Handle {
         self.change(Change::Cancel(queue));
     }
 
+    /// Has it tell what the broker keeps of revokes since then, in seconds since 1970, before it
+    /// takes further messages: see [`Event::Revokes`].
+    pub fn read_revokes(&self, since: f64) {
+        self.shared.wishes().revokes = Some(since);
+        self.shared.changed.notify_one();
+    }
+
     fn change(&self, change: Change) {
         self.shared.wishes().changes.push(change);
         self.shared.changed.notify_one();
@@ -200,6 +213,8 @@ struct Consumer {
     unsettled: Unsettled,
     /// How many batches of messages were delivered.
     batches: u64,
+    /// Whether the connection was lost over reading what the broker keeps of revokes.
+    missed_revokes: bool,
 }
 
 /// Why there is no connection to consume over.
@@ -389,6 +404,9 @@ impl Consumer {
                     return Ended::Lost { error, worked };
                 }
             }
+            if let Err(error) = self.read_revokes(&mut *session).await {
+                return Ended::Lost { error, worked };
+            }
             let (want, stops) = self.take_wishes();
             let claims = !(want.is_none() || is_dry);
             // Acknowledgements go along with the next claim, if there is one soon.
@@ -483,6 +501,27 @@ impl Consumer {
             }
             Err(error) if error.retry() == Retry::Never => Err(self.refuse(&queue, error).await),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Reads what the broker keeps of revokes, if the worker asks for it. A connection that is lost
+    /// over it is made again once: the next one may know more.
+    async fn read_revokes(&mut self, session: &mut dyn Session) -> Result<(), Error> {
+        let Some(since) = self.shared.wishes().revokes.take() else {
+            return Ok(());
+        };
+        let read = session.revokes(since).await;
+        match read {
+            Err(error) if error.kind == ErrorKind::Connection && !self.missed_revokes => {
+                self.missed_revokes = true;
+                self.shared.wishes().revokes.get_or_insert(since);
+                Err(error)
+            }
+            read => {
+                self.missed_revokes = false;
+                self.tell(Event::Revokes(read)).await;
+                Ok(())
+            }
         }
     }
 

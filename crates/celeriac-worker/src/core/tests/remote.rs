@@ -6,6 +6,7 @@ use celeriac_config::TaskOptions;
 use celeriac_core::broker::Fate;
 use celeriac_core::bus::{Destination, Heard, Kind};
 use celeriac_core::pool::{ExitStatus, Failure, LossCause, Outcome, PoolEvent};
+use celeriac_core::revokes::{KEPT, KeptRevokes, RevokeStore};
 use serde_json::{Map, Value, json};
 
 use super::life::{late, success};
@@ -442,6 +443,48 @@ fn what_was_revoked_while_no_worker_was_up_does_not_run() {
     scene.core.load_revokes(scene.now);
     scene.pass(Duration::from_secs(10));
     assert!(!scene.core.catches_up());
+}
+
+#[test]
+fn what_the_broker_keeps_of_revokes_is_asked_of_nobody_else() {
+    let mut options = options([("t", late())]);
+    options.remote.revoke_store = Some(RevokeStore::Broker);
+    let mut scene = Scene::new(options, 1);
+    scene.core.load_revokes(scene.now);
+    scene.look();
+    let oldest = scene.now.wall.as_second() as f64 - KEPT.as_secs_f64();
+    assert_eq!(scene.others, [Effect::ReadRevokes(oldest)]);
+    assert!(!scene.hooks.contains(&"revoked_store_load"));
+    // Until the broker answers there are no messages either.
+    scene.pass(Duration::from_hours(1));
+    assert!(scene.core.catches_up());
+    let kept = KeptRevokes {
+        ids: vec!["id-1".to_owned()],
+        headers: vec![r#"["st", "a"]"#.to_owned()],
+    };
+    scene.core.revokes_read(Ok(kept), scene.now);
+    assert!(!scene.core.catches_up());
+    scene.deliver(1, json!({}));
+    scene.deliver(2, json!({"stamped_headers": ["st"], "stamps": {"st": "a"}}));
+    assert_eq!(scene.jobs.len(), 0);
+    ask(&mut scene, "revoke", &json!({"task_id": "id-3"}));
+    assert!(scene.hooks.contains(&"revoked_store_add"));
+}
+
+#[test]
+fn revokes_that_the_broker_does_not_give_away_hold_up_nothing() {
+    let mut options = options([("t", late())]);
+    options.remote.revoke_store = Some(RevokeStore::Broker);
+    let mut scene = Scene::new(options, 1);
+    scene.core.load_revokes(scene.now);
+    scene
+        .core
+        .revokes_read(Err("no permission".to_owned()), scene.now);
+    assert!(!scene.core.catches_up());
+    scene.deliver(1, json!({}));
+    assert_eq!(scene.jobs.len(), 1);
+    let told = "The store of revoked tasks can't be read: no permission";
+    assert!(scene.log().iter().any(|line| line.contains(told)));
 }
 
 #[test]

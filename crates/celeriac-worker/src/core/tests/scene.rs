@@ -9,6 +9,7 @@ use celeriac_core::broker::{Delivery, DeliveryTag, Fate};
 use celeriac_core::clock::Now;
 use celeriac_core::journal::{Journal, Level, Record};
 use celeriac_core::pool::{Job, Outcome, PoolEvent, RequestKey};
+use celeriac_core::revokes::RevokeStore;
 use celeriac_protocol::message::DeliveryInfo;
 use celeriac_protocol::{AcceptContent, Message, RateLimit, TimeLimits};
 use jiff::Timestamp;
@@ -88,7 +89,7 @@ pub(super) fn options(tasks: impl IntoIterator<Item = (&'static str, TaskOptions
                 time_zone: TimeZone::UTC,
             }),
             mingles: true,
-            keeps_revokes: true,
+            revoke_store: Some(RevokeStore::Elsewhere),
             keeps_stamps: true,
             gossips: false,
             heartbeat: 2.0,
