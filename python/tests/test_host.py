@@ -379,6 +379,29 @@ def add(x, y): return x + y
     assert imported == []
 
 
+def test_the_first_child_waits_for_nothing_that_only_main_needs(host, tmp_path):
+    text = """
+import sys
+from celery import signals
+@signals.worker_before_create_process.connect
+def tell(**_): open("known", "w").write(" ".join(sys.modules))
+@app.task
+def add(x, y): return x + y
+"""
+    started = host(text)
+    started.control.write({"split": True})
+    started.zygote.recv(4096)
+    run_add(started)
+    known = (tmp_path / "known").read_text().split()
+    assert "celeriac.host.zygote" in known
+    assert "celeriac.host.main" not in known
+
+
+def test_the_collector_of_garbage_works_while_the_app_is_loaded(host):
+    started = host("import gc\nassert gc.isenabled() and gc.get_freeze_count()\n")
+    assert "ready" in started.answer
+
+
 def test_a_child_builds_the_tracers_of_the_tasks_that_it_runs(host, tmp_path):
     text = """
 import os

@@ -60,10 +60,15 @@ def run(control: int, zygote: int, start: dict[str, Any]) -> NoReturn:
 def load(start: dict[str, Any]) -> Any:
     """The worker object of the app, after ``celeryd_after_setup``."""
     sys.argv[:] = start["argv"]
+    gc.disable()
     application.import_celery()
     application.put_workdir_on_path()
     from celeriac.host import child, logs, urls
 
+    # All of this stays: the collector need not go through it while the app is loaded, nor at its
+    # end.
+    gc.freeze()
+    gc.enable()
     child.install_workloop()
     app = application.find_app(start["app"])
     try:
@@ -107,11 +112,16 @@ def _fork_zygote(channel: Channel, parent: socket.socket, worker: Any) -> None:
 
 
 def _become_zygote(parent: socket.socket, worker: Any) -> NoReturn:
-    from celeriac.host import main
     from celeriac.host.zygote import Zygote
 
+    def become_main(control: int) -> NoReturn:
+        # Not before: the first child would have to wait for it.
+        from celeriac.host import main
+
+        main.run(control, worker)
+
     try:
-        Zygote(parent, worker, lambda control: main.run(control, worker)).run()
+        Zygote(parent, worker, become_main).run()
     except SystemExit:
         raise  # a later main, forked from here, leaves as the first one does
     except BaseException:
