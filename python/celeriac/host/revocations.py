@@ -2,6 +2,9 @@
 
 The store is the broker itself where that is Redis or an SQL database, or a Redis server that the
 setting ``celeriac_revoke_store`` or ``CELERIAC_REVOKE_STORE`` names.
+
+What lies in the broker is read by the Rust parent: ``celeriac_core::revokes`` and the sessions of
+``celeriac-broker`` know the keys and the table that are written here.
 """
 
 from __future__ import annotations
