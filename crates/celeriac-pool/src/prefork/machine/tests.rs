@@ -262,7 +262,7 @@ fn nothing_goes_behind_a_task_that_may_take_long() {
 #[test]
 fn short_tasks_are_given_ahead_and_taken_back_from_behind_a_long_one() {
     let mut world = World::new(1, LIMITS);
-    world.learn("task", Duration::from_micros(200));
+    world.learn("task", Duration::from_micros(100));
     assert_eq!(world.machine.free(world.now), 1 + MOST_AHEAD);
     for key in 1..=4 {
         world.submit(job(key));
