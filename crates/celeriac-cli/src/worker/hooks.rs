@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use celeriac_core::pool::Failure;
 use celeriac_pool::python::Main;
-use celeriac_pool::python::main::Call;
+use celeriac_pool::python::main::{Call, Rank};
 use celeriac_worker::hooks::{Answer, Blueprint, HookCall, Hooks};
 use serde_json::Value;
 
@@ -27,8 +27,13 @@ impl Hooks for MainHooks {
 fn to_call(hook: HookCall) -> Call {
     match hook {
         HookCall::StartSteps(blueprint) => {
-            let call = Call::new("start_steps").with("blueprint", name(blueprint));
-            call.first()
+            let rank = match blueprint {
+                Blueprint::Worker => Rank::WorkerSteps,
+                Blueprint::Consumer => Rank::ConsumerSteps,
+            };
+            Call::new("start_steps")
+                .with("blueprint", name(blueprint))
+                .ranked(rank)
         }
         HookCall::CloseSteps => Call::new("close_steps"),
         HookCall::EndSteps { terminate } => Call::new("end_steps").with("terminate", terminate),
@@ -39,7 +44,7 @@ fn to_call(hook: HookCall) -> Call {
             .with("how", how)
             .with("exitcode", exitcode),
         HookCall::WorkerShutdown => Call::new("worker_shutdown"),
-        HookCall::Terminating => Call::new("terminating").first(),
+        HookCall::Terminating => Call::new("terminating").ranked(Rank::Knowledge),
         HookCall::Cry => Call::new("cry"),
         HookCall::SaveState { revoked } => Call::new("save_state").with("revoked", revoked),
         HookCall::OpenV1(message) => Call::new("open_v1").about(&message),
@@ -82,7 +87,7 @@ fn to_call(hook: HookCall) -> Call {
         HookCall::AddRevoked { ids, headers } => Call::new("add_revoked")
             .with("ids", ids)
             .with("headers", headers)
-            .first(),
+            .ranked(Rank::Knowledge),
         HookCall::LoadRevoked => Call::new("revoked_store_load").aside(),
         HookCall::KeepRevoked { ids, headers } => Call::new("revoked_store_add")
             .with("ids", ids)
@@ -100,10 +105,10 @@ fn to_call(hook: HookCall) -> Call {
             .with("exchange_type", exchange_type)
             .with("routing_key", routing_key)
             .with("options", options)
-            .first(),
-        HookCall::DeselectQueue { queue } => {
-            Call::new("deselect_queue").with("queue", queue).first()
-        }
+            .ranked(Rank::Knowledge),
+        HookCall::DeselectQueue { queue } => Call::new("deselect_queue")
+            .with("queue", queue)
+            .ranked(Rank::Knowledge),
         HookCall::CallTask { action } => Call::new("call_task").with("action", action),
         HookCall::SetEventGroups { all } => {
             let groups = if all {
@@ -111,13 +116,17 @@ fn to_call(hook: HookCall) -> Call {
             } else {
                 Value::from(vec!["worker"])
             };
-            Call::new("set_event_groups").with("groups", groups).first()
+            Call::new("set_event_groups")
+                .with("groups", groups)
+                .ranked(Rank::Knowledge)
         }
-        HookCall::SetPoolSize { limit } => Call::new("set_pool_size").with("limit", limit).first(),
+        HookCall::SetPoolSize { limit } => Call::new("set_pool_size")
+            .with("limit", limit)
+            .ranked(Rank::Knowledge),
         HookCall::SetTaskAttributes { task, attributes } => Call::new("set_task_attributes")
             .with("task", task)
             .with("attributes", attributes)
-            .first(),
+            .ranked(Rank::Knowledge),
         HookCall::SuccessWasStored(message) => Call::new("success_was_stored").about(&message),
         HookCall::RetryLost { message, reason } => Call::new("retry_lost")
             .about(&message)

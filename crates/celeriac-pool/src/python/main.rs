@@ -38,13 +38,29 @@ pub enum CallError {
     Gone,
 }
 
+/// In which order the successor of a main that died gets the calls that wait for it; those of one
+/// rank in the order in which they were made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// What it has to know before it does anything. Such calls are never left out.
+    Knowledge,
+    /// What is done with what it knows, and changes it.
+    Change,
+    /// The app's own steps of the worker.
+    WorkerSteps,
+    /// The app's own steps of the consumer, which may need those of the worker.
+    ConsumerSteps,
+    /// All else.
+    Last,
+}
+
 /// A call into main.
 #[derive(Debug, Clone)]
 pub struct Call {
     name: &'static str,
     members: String,
     blob: Bytes,
-    is_first: bool,
+    rank: Rank,
     is_aside: bool,
 }
 
@@ -55,16 +71,15 @@ impl Call {
             name,
             members: String::new(),
             blob: Bytes::new(),
-            is_first: false,
+            rank: Rank::Last,
             is_aside: false,
         }
     }
 
-    /// The same, as one that main has to know of before all others: where several wait for the
-    /// successor of a main that died, it is told of these first.
+    /// The same, as one that a new main is to get before others: see [`Rank`].
     #[must_use]
-    pub fn first(mut self) -> Self {
-        self.is_first = true;
+    pub fn ranked(mut self, rank: Rank) -> Self {
+        self.rank = rank;
         self
     }
 
@@ -187,7 +202,8 @@ impl Main {
 
     fn queue(&self, call: Call, answer: Option<oneshot::Sender<Answer>>) {
         let name = call.name;
-        if answer.is_none() && name != LEAVE && self.calls.capacity() <= KEPT_FOR_ANSWERS {
+        let may_be_left_out = answer.is_none() && name != LEAVE && call.rank != Rank::Knowledge;
+        if may_be_left_out && self.calls.capacity() <= KEPT_FOR_ANSWERS {
             tracing::error!("the main process is too slow: {name} is left out");
             return;
         }
@@ -240,7 +256,9 @@ impl Service {
                     Err(Lost) => return,
                 },
             };
-            again = self.with_the_first_first(again);
+            if number > 0 {
+                again = self.for_a_successor(again);
+            }
             let (reader, writer) = connection.into_split();
             if self.serve(reader, writer, &mut number, &mut again).await == Served::All {
                 return;
@@ -259,14 +277,15 @@ impl Service {
 
     /// All calls that wait, `again` and those behind it, in the order in which a new main is to get
     /// them.
-    fn with_the_first_first(&mut self, mut again: VecDeque<Queued>) -> VecDeque<Queued> {
-        while let Ok(queued) = self.queue.try_recv() {
-            again.extend(self.unless_it_leaves(queued));
+    fn for_a_successor(&mut self, again: VecDeque<Queued>) -> VecDeque<Queued> {
+        let mut waiting = Vec::from(again);
+        while !self.leaves
+            && let Ok(queued) = self.queue.try_recv()
+        {
+            waiting.extend(self.unless_it_leaves(queued));
         }
-        let (mut first, others): (VecDeque<_>, VecDeque<_>) =
-            again.into_iter().partition(|queued| queued.call.is_first);
-        first.extend(others);
-        first
+        waiting.sort_by_key(|queued| queued.call.rank);
+        waiting.into()
     }
 
     /// A call that was taken, but for the last: after it there are none.
@@ -442,14 +461,24 @@ mod tests {
         }));
         let unanswered = main.call(Call::new("unanswered"));
         assert_eq!(next(&mut theirs).await, "unanswered");
-        main.tell(Call::new("known before").first());
+        main.tell(Call::new("known before").ranked(Rank::Knowledge));
         assert_eq!(next(&mut theirs).await, "known before");
         drop(theirs);
         from_main.died.notified().await;
         main.tell(Call::new("later"));
-        main.tell(Call::new("known").first());
+        main.tell(Call::new("consumer steps").ranked(Rank::ConsumerSteps));
+        main.tell(Call::new("change").ranked(Rank::Change));
+        main.tell(Call::new("known").ranked(Rank::Knowledge));
+        main.tell(Call::new("worker steps").ranked(Rank::WorkerSteps));
         gives.send(ours).unwrap();
-        for expected in ["known", "unanswered", "later"] {
+        for expected in [
+            "known",
+            "change",
+            "worker steps",
+            "consumer steps",
+            "unanswered",
+            "later",
+        ] {
             assert_eq!(next(&mut successors).await, expected);
         }
         drop(successors);
