@@ -85,7 +85,7 @@ struct Wishes {
 /// A change of what is consumed.
 #[derive(Debug)]
 enum Change {
-    Add(Queue),
+    Add(Box<Queue>),
     Cancel(String),
 }
 
@@ -167,7 +167,7 @@ impl Handle {
 
     /// Has it consume from a further queue, now and whenever it connects.
     pub fn add_queue(&self, queue: Queue) {
-        self.change(Change::Add(queue));
+        self.change(Change::Add(Box::new(queue)));
     }
 
     /// Has it consume from a queue no more.
@@ -192,6 +192,12 @@ impl Handle {
         self.shared.wishes().stops = true;
         self.shared.changed.notify_one();
     }
+}
+
+/// Whether the server can be reached, and says no to something.
+fn is_refused(error: &Error) -> bool {
+    use ErrorKind::{Configuration, Denied, Refused};
+    matches!(error.kind, Denied | Configuration | Refused)
 }
 
 fn is_ack(settlement: &Settlement) -> bool {
@@ -300,11 +306,11 @@ impl Consumer {
             let Err(error) = session.declare(&queue).await else {
                 continue;
             };
-            let is_misdeclared = error.kind == ErrorKind::Configuration;
-            if is_misdeclared && self.added.contains(&queue.name) {
+            if is_refused(&error) && self.added.contains(&queue.name) {
                 // A slip of whoever added it must not end the worker.
                 return Err(self.refuse(&queue, error).await.into());
             }
+            let is_misdeclared = error.kind == ErrorKind::Configuration;
             return Err(Unconnected {
                 error,
                 is_misdeclared,
@@ -472,7 +478,7 @@ impl Consumer {
                     if !is_known {
                         self.added.insert(name.clone());
                     }
-                    self.queues.push(queue.clone());
+                    self.queues.push(Queue::clone(queue));
                 }
                 Change::Cancel(_) => drop(self.added.remove(name)),
             }
@@ -499,7 +505,7 @@ impl Consumer {
                 self.write(&Happening::StartedConsuming { queue });
                 Ok(())
             }
-            Err(error) if error.retry() == Retry::Never => Err(self.refuse(&queue, error).await),
+            Err(error) if is_refused(&error) => Err(self.refuse(&queue, error).await),
             Err(error) => Err(error),
         }
     }
