@@ -22,6 +22,8 @@ pub struct Options {
     pub node: Option<String>,
     /// The setting `worker_detect_quorum_queues`.
     pub detects_quorum_queues: bool,
+    /// Whether the app has any, consumed from here or not.
+    pub has_quorum_queues: bool,
     /// The setting `broker_native_delayed_delivery_queue_type`.
     pub delayed_delivery_queue_type: Option<String>,
 }
@@ -36,6 +38,7 @@ impl Default for Options {
             heartbeat: None,
             node: None,
             detects_quorum_queues: true,
+            has_quorum_queues: false,
             delayed_delivery_queue_type: None,
         }
     }

@@ -210,6 +210,9 @@ pub struct BrokerSettings {
     pub urls: Vec<String>,
     /// The first without its password.
     pub display: String,
+    /// Whether any of the app's queues is a quorum queue, and that is looked for.
+    #[serde(default)]
+    pub has_quorum_queues: bool,
     /// `round-robin` or `shuffle`.
     pub failover_strategy: String,
     /// The setting `broker_transport_options`.

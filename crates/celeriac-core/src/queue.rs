@@ -15,6 +15,9 @@ pub struct Queue {
     /// The key of that binding.
     #[serde(default)]
     pub routing_key: String,
+    /// Arguments of that binding, such as `x-match` for a headers exchange.
+    #[serde(default)]
+    pub binding_arguments: Map<String, Value>,
     /// Further bindings (`kombu.Queue(bindings=…)`).
     #[serde(default)]
     pub bindings: Vec<Binding>,
@@ -49,14 +52,9 @@ impl Queue {
     pub fn direct(name: impl Into<String>) -> Self {
         let name = name.into();
         Self {
-            exchange: Exchange {
-                name: name.clone(),
-                kind: ExchangeKind::Direct,
-                durable: true,
-                auto_delete: false,
-                arguments: Map::new(),
-            },
+            exchange: Exchange::new(name.clone(), ExchangeKind::Direct),
             routing_key: name.clone(),
+            binding_arguments: Map::new(),
             bindings: Vec::new(),
             durable: true,
             exclusive: false,
@@ -73,8 +71,9 @@ impl Queue {
     /// All bindings: that of the queue itself, if it has an exchange, and the further ones.
     pub fn all_bindings(&self) -> impl Iterator<Item = Binding> + '_ {
         let own = (!self.exchange.name.is_empty()).then(|| Binding {
-            exchange: self.exchange.name.clone(),
+            exchange: self.exchange.clone(),
             routing_key: self.routing_key.clone(),
+            arguments: self.binding_arguments.clone(),
         });
         own.into_iter().chain(self.bindings.iter().cloned())
     }
@@ -94,9 +93,30 @@ pub struct Exchange {
     /// Is deleted with its last queue.
     #[serde(default)]
     pub auto_delete: bool,
+    /// Is only looked for when it is declared: somebody else makes it.
+    #[serde(default)]
+    pub passive: bool,
+    /// Is not declared at all.
+    #[serde(default)]
+    pub no_declare: bool,
     /// Arguments for the broker.
     #[serde(default)]
     pub arguments: Map<String, Value>,
+}
+
+impl Exchange {
+    /// A durable exchange.
+    pub fn new(name: impl Into<String>, kind: ExchangeKind) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            durable: true,
+            auto_delete: false,
+            passive: false,
+            no_declare: false,
+            arguments: Map::new(),
+        }
+    }
 }
 
 /// How an exchange chooses queues for a message.
@@ -136,11 +156,14 @@ impl std::fmt::Display for ExchangeKind {
 }
 
 /// That messages of an exchange with a routing key come to a queue.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Binding {
-    /// The exchange's name.
-    pub exchange: String,
+    /// The exchange, which is declared with the binding.
+    pub exchange: Exchange,
     /// The key, or for a topic exchange the pattern.
     #[serde(default)]
     pub routing_key: String,
+    /// Arguments for the broker.
+    #[serde(default)]
+    pub arguments: Map<String, Value>,
 }

@@ -16,22 +16,19 @@ from celeriac.host.plain import as_kombu_writes, json_safe
 def describe(queue: Any) -> dict[str, Any]:
     """A queue, by the members of ``celeriac_core::queue::Queue``; ``info`` is what an operator who
     asks for the active queues is shown."""
-    exchange = queue.exchange
-    bindings = [
-        {"exchange": binding.exchange.name, "routing_key": binding.routing_key or ""}
-        for binding in queue.bindings or ()
-    ]
     return {
         "name": queue.name,
-        "exchange": {
-            "name": exchange.name if exchange else "",
-            "type": exchange.type if exchange else "direct",
-            "durable": bool(exchange.durable) if exchange else True,
-            "auto_delete": bool(exchange.auto_delete) if exchange else False,
-            "arguments": json_safe(getattr(exchange, "arguments", None) or {}),
-        },
+        "exchange": _exchange(queue.exchange),
         "routing_key": queue.routing_key or "",
-        "bindings": bindings,
+        "binding_arguments": json_safe(queue.binding_arguments or {}),
+        "bindings": [
+            {
+                "exchange": _exchange(binding.exchange),
+                "routing_key": binding.routing_key or "",
+                "arguments": json_safe(binding.arguments or {}),
+            }
+            for binding in queue.bindings or ()
+        ],
         "durable": bool(queue.durable),
         "exclusive": bool(queue.exclusive),
         "auto_delete": bool(queue.auto_delete),
@@ -49,6 +46,20 @@ def describe(queue: Any) -> dict[str, Any]:
         "consumer_arguments": json_safe(queue.consumer_arguments or {}),
         "expires": queue.expires,
         "info": as_kombu_writes(dict(queue.as_dict(recurse=True))),
+    }
+
+
+def _exchange(exchange: Any) -> dict[str, Any]:
+    if not exchange:
+        return {"name": "", "type": "direct", "durable": True}
+    return {
+        "name": exchange.name,
+        "type": exchange.type,
+        "durable": bool(exchange.durable),
+        "auto_delete": bool(exchange.auto_delete),
+        "passive": bool(exchange.passive),
+        "no_declare": bool(exchange.no_declare),
+        "arguments": json_safe(exchange.arguments or {}),
     }
 
 

@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use super::error::{broker_error, unsayable};
 use super::link::{Address, Link};
 use super::wire::connection::{Arrival, Channel, Delivery};
+use super::wire::failure::Failure;
 use super::wire::method;
 use super::{message, topology};
 
@@ -46,14 +47,7 @@ impl AmqpBus {
         let channel = link.channel().await?;
         let settings = options.settings.clone();
         let reply_key = uuid::Uuid::new_v4().to_string();
-        let exchanges = [
-            command_exchange(&settings),
-            reply_exchange(settings.reply_exchange()),
-            event_exchange(&settings),
-        ];
-        for exchange in &exchanges {
-            topology::declare_exchange(&channel, exchange).await?;
-        }
+        declare_exchanges(&channel, &settings).await?;
         let mut queues = Vec::new();
         if options.hears_commands {
             let mailbox = settings.mailbox(&options.node);
@@ -121,34 +115,48 @@ impl AmqpBus {
         lost.map_or(Poll::Pending, |lost| Poll::Ready(Err(lost)))
     }
 
+    /// Whether the server takes nothing: what waited here would be of no use when it comes, and
+    /// there is ever more of it.
+    fn is_muted(&mut self) -> bool {
+        let was_muted = std::mem::replace(&mut self.is_muted, self.link.is_blocked());
+        if self.is_muted && !was_muted {
+            tracing::warn!(
+                "RabbitMQ takes no messages (connection.blocked): events and replies are lost"
+            );
+        }
+        self.is_muted
+    }
+
     /// The channel for what is said.
     async fn speaking(&mut self) -> Result<Channel, Error> {
         if !self.speaking.is_open() {
+            tracing::debug!("the channel of the bus was closed: it is opened again");
             self.speaking = self.link.channel().await?;
+            // One of its exchanges may be gone.
+            self.declared = HashSet::from([self.settings.reply_exchange()]);
+            declare_exchanges(&self.speaking, &self.settings).await?;
         }
         Ok(self.speaking.clone())
     }
 
-    /// Publishes in order, and waits until all of it is on its way.
+    /// Publishes in order, and waits until all of it is on its way, or the server takes nothing.
     async fn publish(&mut self, messages: &[(&str, &str, &Message)]) -> Result<(), Error> {
-        if self.link.is_blocked() {
-            // What waits here would be of no use when it comes, and there is ever more of it.
-            if !std::mem::replace(&mut self.is_muted, true) {
-                tracing::warn!(
-                    "RabbitMQ takes no messages (connection.blocked): events and replies are lost"
-                );
-            }
+        if self.is_muted() {
             return Ok(());
         }
-        self.is_muted = false;
         let channel = self.speaking().await?;
         for (exchange, routing_key, message) in messages {
             let mut properties = Vec::with_capacity(256);
-            message::put_properties(message, &mut properties)
-                .map_err(|error| unsayable("a message for the bus", &error))?;
-            channel
-                .publish(exchange, routing_key, &properties, &message.body)
-                .map_err(|failure| broker_error(&failure))?;
+            let published = message::put_properties(message, &mut properties)
+                .map_err(Failure::from)
+                .and_then(|()| channel.publish(exchange, routing_key, &properties, &message.body));
+            match published {
+                // Whoever asks names where the answer goes: a slip of his concerns nobody else.
+                Err(Failure::Unsayable(error)) => {
+                    tracing::warn!(%error, "a message of the bus can't be said in AMQP");
+                }
+                published => published.map_err(|failure| broker_error(&failure))?,
+            }
         }
         channel
             .sent()
@@ -188,6 +196,9 @@ impl Bus for AmqpBus {
     }
 
     async fn send(&mut self, outgoing: &[Outgoing]) -> Result<(), Error> {
+        if self.is_muted() {
+            return Ok(());
+        }
         self.declare_reply_exchanges(outgoing).await?;
         let event_exchange = self.settings.event_exchange.clone();
         let messages: Vec<(&str, &str, &Message)> = outgoing
@@ -233,8 +244,8 @@ fn tag(kind: Kind) -> &'static str {
 
 /// Another node has the mailbox: the message names it and the remedy.
 fn name_is_taken(error: Error, options: &BusOptions, kind: Kind) -> Error {
-    let is_locked =
-        error.message.starts_with("RESOURCE_LOCKED") || error.message.starts_with("ACCESS_REFUSED");
+    let is_locked = error.message.starts_with("RESOURCE_LOCKED")
+        || error.message.starts_with("ACCESS_REFUSED") && error.message.contains("exclusive");
     if kind != Kind::Command || !is_locked {
         return error;
     }
@@ -246,13 +257,22 @@ fn name_is_taken(error: Error, options: &BusOptions, kind: Kind) -> Error {
         .with_hint("give each worker a name of its own with -n, such as -n worker2@%h")
 }
 
+async fn declare_exchanges(channel: &Channel, settings: &BusSettings) -> Result<(), Error> {
+    let exchanges = [
+        command_exchange(settings),
+        reply_exchange(settings.reply_exchange()),
+        event_exchange(settings),
+    ];
+    for exchange in &exchanges {
+        topology::declare_exchange(channel, exchange).await?;
+    }
+    Ok(())
+}
+
 fn exchange(name: String, kind: ExchangeKind, durable: bool) -> Exchange {
     Exchange {
-        name,
-        kind,
         durable,
-        auto_delete: false,
-        arguments: Map::new(),
+        ..Exchange::new(name, kind)
     }
 }
 

@@ -130,7 +130,13 @@ fn declare_queue(
 }
 
 fn bind_queue(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), Failure> {
-    channel.tell(&method::queue_bind(queue, exchange, key, true)?)
+    channel.tell(&method::queue_bind(
+        queue,
+        exchange,
+        key,
+        &Map::new(),
+        true,
+    )?)
 }
 
 fn bind_exchange(channel: &Channel, to: &str, from: &str, key: &str) -> Result<(), Failure> {

@@ -19,20 +19,24 @@
 //!   a free process: a quorum queue counts how often a message was delivered, and drops it at its
 //!   `x-delivery-limit`.
 //!
+//!   So it is, too, where more messages are held than AMQP can count (65,535).
+//!
 //! A queue that would be deleted without a consumer (`auto_delete`), or whose one consumer has it
-//! for itself (`x-single-active-consumer`), keeps its consumer; one message may come too many.
+//! for itself (`x-single-active-consumer`), keeps its consumer, and the limit that this was made
+//! with: some messages may come too many and wait here.
 //!
 //! Messages with an ETA are held by the worker and use up nothing that can run. While nothing else
 //! comes the credit is widened (`credit::Widening`), so that a normal message is soon reached
-//! behind thousands of them; what came too many on classic queues goes back within a second.
+//! behind thousands of them; what came too many on classic queues goes back within two seconds.
 //!
 //! A queue with `no_ack` is consumed with acknowledgements all the same, or its whole contents
 //! would be sent at once: what is handed out is acknowledged at once.
 //!
 //! # Losing a connection
 //!
-//! The worker connects again by itself, and no settlement of one connection reaches another. A channel that the server closes (`consumer_timeout`) and a
-//! consumer that it cancels (a deleted queue) count as a lost connection.
+//! The worker connects again by itself, and no settlement of one connection reaches another. A
+//! channel that the server closes (`consumer_timeout`) and a consumer that it cancels (a deleted
+//! queue) count as a lost connection.
 //!
 //! # Publishing
 //!
@@ -76,6 +80,9 @@ struct Shared {
     /// The type of the queues in which messages with an ETA wait for quorum queues; `None` where
     /// quorum queues are not looked for.
     delayed_delivery: Option<String>,
+    /// Whether any of the app's queues is a quorum queue: its producers send messages with an ETA
+    /// for all queues through native delayed delivery then.
+    has_quorum_queues: bool,
     /// Whether the server has refused a limit for a whole channel.
     refuses_channel_limits: AtomicBool,
 }
@@ -93,6 +100,7 @@ impl AmqpBroker {
                 let kind = options.delayed_delivery_queue_type.as_deref();
                 kind.unwrap_or("quorum").to_owned()
             }),
+            has_quorum_queues: options.has_quorum_queues,
             refuses_channel_limits: AtomicBool::new(false),
         };
         Ok(Self {

@@ -187,7 +187,14 @@ impl AmqpSession {
         if self.limits == Limits::Consumer || self.inbox.is_empty() || !is_due {
             return Ok(());
         }
-        let released = self.empty_inbox(|_| true);
+        // What comes to a consumer that has to stay would come again at once.
+        let kept: Vec<Arc<str>> = self
+            .subscriptions
+            .iter()
+            .filter(|subscription| subscription.is_kept())
+            .map(|subscription| Arc::clone(&subscription.name))
+            .collect();
+        let released = self.empty_inbox(|arrived| !kept.contains(&arrived.queue));
         self.hold_back(0).await?;
         self.settle(&released)
     }
@@ -213,10 +220,13 @@ impl AmqpSession {
     /// Declares where messages with an ETA wait, if any queue needs that.
     async fn declare_delayed_delivery(&mut self) -> Result<(), Error> {
         let declared = std::mem::take(&mut self.declared);
+        if declared.is_empty() {
+            return Ok(());
+        }
         let Some(kind) = self.shared.delayed_delivery.clone() else {
             return Ok(());
         };
-        if !declared.iter().any(topology::is_quorum) {
+        if !self.shared.has_quorum_queues && !declared.iter().any(topology::is_quorum) {
             return Ok(());
         }
         let channel = self.asking().await?;
@@ -318,6 +328,10 @@ impl Session for AmqpSession {
         let is_known = |subscription: &Subscription| *subscription.name == *queue.name;
         if self.subscriptions.iter().any(is_known) {
             return Ok(());
+        }
+        if queue.no_declare {
+            // It is bound to where messages with an ETA come out all the same.
+            self.declared.push(queue.clone());
         }
         self.declare_delayed_delivery().await?;
         if topology::is_replicated(queue) && self.limits != Limits::Consumer {
@@ -434,8 +448,10 @@ impl Session for AmqpSession {
     }
 
     async fn close(mut self: Box<Self>) -> Result<(), Error> {
-        if let Some(publisher) = &self.publisher {
-            publisher.close().await?;
+        if let Some(publisher) = &self.publisher
+            && let Err(error) = publisher.close().await
+        {
+            tracing::debug!(%error, "the connection for publishing was not left in order");
         }
         let released = self.empty_inbox(|_| true);
         self.settle(&released)?;

@@ -12,16 +12,21 @@ use super::wire::connection::Channel;
 use super::wire::failure::Failure;
 use super::wire::method::{self, Declared};
 
-/// Makes sure that the queue, its exchange and its bindings exist.
+/// Makes sure that the queue, the exchanges of its bindings and these exist.
 pub(super) async fn declare(channel: &Channel, queue: &Queue) -> Result<(), Error> {
     declare_exchange(channel, &queue.exchange).await?;
     declare_queue(channel, queue).await?;
     for binding in queue.all_bindings() {
+        let exchange = &binding.exchange;
         // Everything is bound to the default exchange already.
-        if binding.exchange.is_empty() {
+        if exchange.name.is_empty() {
             continue;
         }
-        let bind = method::queue_bind(&queue.name, &binding.exchange, &binding.routing_key, false);
+        if *exchange != queue.exchange {
+            declare_exchange(channel, exchange).await?;
+        }
+        let key = &binding.routing_key;
+        let bind = method::queue_bind(&queue.name, &exchange.name, key, &binding.arguments, false);
         let bind = bind.map_err(|error| unsayable("a binding", &error))?;
         let bound = channel.call(&bind).await;
         bound.map_err(|failure| broker_error(&failure))?;
@@ -32,11 +37,13 @@ pub(super) async fn declare(channel: &Channel, queue: &Queue) -> Result<(), Erro
 /// Makes sure that the exchange exists.
 pub(super) async fn declare_exchange(channel: &Channel, exchange: &Exchange) -> Result<(), Error> {
     // The default exchange and those of the server are there.
-    if exchange.name.is_empty() || exchange.name.starts_with("amq.") {
+    let is_there = exchange.name.is_empty() || exchange.name.starts_with("amq.");
+    if is_there || exchange.no_declare {
         return Ok(());
     }
     let what = format!("the exchange {:?}", exchange.name);
     let like = Declared {
+        passive: exchange.passive,
         durable: exchange.durable,
         auto_delete: exchange.auto_delete,
         ..Declared::default()

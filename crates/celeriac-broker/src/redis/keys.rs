@@ -88,20 +88,16 @@ impl Keys {
     }
 
     /// The sets in which bindings of an exchange stand, and the member that stands for one.
-    pub(super) fn binding(
-        &self,
-        kind: &ExchangeKind,
-        binding: &Binding,
-        queue: &str,
-    ) -> BindingKeys {
-        let pattern = match kind {
+    pub(super) fn binding(&self, binding: &Binding, queue: &str) -> BindingKeys {
+        let exchange = &binding.exchange;
+        let pattern = match exchange.kind {
             ExchangeKind::Topic => topic_pattern(&binding.routing_key),
             _ => String::new(),
         };
         let separator = &self.separator;
         BindingKeys {
-            table: self.binding_table(&binding.exchange),
-            permanent: self.permanent_table(&binding.exchange),
+            table: self.binding_table(&exchange.name),
+            permanent: self.permanent_table(&exchange.name),
             member: format!(
                 "{}{separator}{pattern}{separator}{queue}",
                 binding.routing_key
@@ -276,6 +272,8 @@ impl OrderStrategy {
 mod tests {
     use serde_json::{Value, json};
 
+    use celeriac_core::queue::Exchange;
+
     use super::*;
 
     fn keys(options: Value) -> Keys {
@@ -324,14 +322,12 @@ mod tests {
     fn bindings_are_kombus() {
         let keys = keys(json!({}));
         let binding = |kind, key: &str| {
-            keys.binding(
-                &kind,
-                &Binding {
-                    exchange: "x".into(),
-                    routing_key: key.into(),
-                },
-                "q",
-            )
+            let binding = Binding {
+                exchange: Exchange::new("x", kind),
+                routing_key: key.into(),
+                arguments: serde_json::Map::new(),
+            };
+            keys.binding(&binding, "q")
         };
         let direct = binding(ExchangeKind::Direct, "k");
         assert_eq!(direct.table, "_kombu.binding.x");

@@ -10,7 +10,7 @@ use celeriac_core::broker::{
     Delivery, DeliveryTag, Error, ErrorKind, Fate, Maintained, Session, Settlement, Unreadable,
     Want,
 };
-use celeriac_core::queue::{ExchangeKind, Queue};
+use celeriac_core::queue::{Binding, ExchangeKind, Queue};
 use celeriac_core::revokes::KeptRevokes;
 use celeriac_protocol::{Message, envelope};
 use redis::aio::MultiplexedConnection;
@@ -323,10 +323,7 @@ impl Session for RedisSession {
         let mut declare = pipe();
         declare.atomic();
         for binding in queue.all_bindings() {
-            let keys = self
-                .shared
-                .keys
-                .binding(&queue.exchange.kind, &binding, &queue.name);
+            let keys = self.shared.keys.binding(&binding, &queue.name);
             declare.sadd(&keys.table, &keys.member).ignore();
             declare.sadd(&keys.permanent, &keys.member).ignore();
         }
@@ -341,12 +338,18 @@ impl Session for RedisSession {
 
     async fn subscribe(&mut self, queue: &Queue) -> Result<(), Error> {
         let name: Arc<str> = queue.name.as_str().into();
-        if queue.exchange.kind == ExchangeKind::Fanout {
-            let (exchange, key) = (&queue.exchange.name, &queue.routing_key);
+        let (fanouts, others): (Vec<Binding>, Vec<Binding>) = queue
+            .all_bindings()
+            .partition(|binding| binding.exchange.kind == ExchangeKind::Fanout);
+        for binding in &fanouts {
+            let (exchange, key) = (&binding.exchange.name, &binding.routing_key);
             for channel in self.shared.fanout.channels(exchange, key) {
                 self.query::<()>(cmd("PSUBSCRIBE").arg(&channel)).await?;
                 self.fanout.push((channel, Arc::clone(&name)));
             }
+        }
+        // What is broadcast comes over channels alone.
+        if !fanouts.is_empty() && others.is_empty() {
             return Ok(());
         }
         if self

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use celeriac_broker::{Options, open};
 use celeriac_core::Broker;
 use celeriac_core::broker::{ErrorKind, Fate, Retry, Session, Settlement, Want};
-use celeriac_core::queue::{Binding, ExchangeKind, Queue};
+use celeriac_core::queue::{Binding, Exchange, ExchangeKind, Queue};
 use celeriac_core::revokes::KeptRevokes;
 use celeriac_testing::conformance::broker::{self, Fixture, message};
 use celeriac_testing::server::RedisServer;
@@ -165,12 +165,10 @@ async fn bindings_are_made_as_kombu_makes_them() {
     let redis = Redis::new();
     let mut session = redis.broker().connect().await.unwrap();
     let mut queue = Queue::direct("orders");
-    queue.exchange.kind = ExchangeKind::Topic;
-    queue.exchange.name = "shop".to_owned();
-    queue.routing_key = "order.#".to_owned();
     queue.bindings.push(Binding {
-        exchange: "audit".to_owned(),
-        routing_key: "x".to_owned(),
+        exchange: Exchange::new("shop", ExchangeKind::Topic),
+        routing_key: "order.#".to_owned(),
+        arguments: serde_json::Map::new(),
     });
     session.declare(&queue).await.unwrap();
     session.declare(&queue).await.unwrap();
@@ -181,10 +179,11 @@ async fn bindings_are_made_as_kombu_makes_them() {
             "order.#\u{6}\u{16}^order\\..*?$\u{6}\u{16}orders"
         );
     }
-    assert_eq!(
-        redis.server.command(&[b"EXISTS", b"_kombu.binding.audit"]),
-        b":1\r\n"
-    );
+    // The queue's own exchange is of another type.
+    let members = redis
+        .server
+        .command(&[b"SMEMBERS", b"_kombu.binding.orders"]);
+    assert_eq!(text(&members), "orders\u{6}\u{16}\u{6}\u{16}orders");
 }
 
 /// A message that a worker of Celery took and left is restored when its time is over.

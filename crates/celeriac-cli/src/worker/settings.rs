@@ -227,6 +227,7 @@ pub(super) fn consumer(
         heartbeat: settings.heartbeat(),
         node: Some(description.worker.hostname.clone()),
         detects_quorum_queues: settings.worker_detect_quorum_queues,
+        has_quorum_queues: description.broker.has_quorum_queues,
         delayed_delivery_queue_type: settings.broker_native_delayed_delivery_queue_type.clone(),
     };
     let brokers = open_all(&description.broker.urls, &options).map_err(|error| Unusable {

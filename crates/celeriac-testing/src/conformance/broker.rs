@@ -547,14 +547,18 @@ impl Suite<'_> {
     async fn messages_with_an_eta_do_not_use_up_what_can_run(&self) {
         let (mut session, queue) = self.consumer().await;
         for id in 0..50 {
-            let eta = "2999-01-01T00:00:00+00:00";
+            // In UTC, and in the zone of the app.
+            let zone = ["+00:00", ".5+05:30", "-08:00"][id % 3];
+            let eta = format!("2999-01-01T00:00:00{zone}");
             let held = with_headers(
                 &format!(r#"{{"task": "t", "id": "{id}", "eta": "{eta}"}}"#),
                 0,
             );
             session.publish(&queue, &held).await.unwrap();
         }
-        session.publish(&queue, &message(50)).await.unwrap();
+        let past = r#"{"task": "t", "id": "50", "eta": "2020-02-29T23:59:59.999999+02:00"}"#;
+        let past = with_headers(past, 0);
+        session.publish(&queue, &past).await.unwrap();
         session.publish(&queue, &message(51)).await.unwrap();
         let mut deliveries: Vec<Delivery> = Vec::new();
         let wanted = Want {

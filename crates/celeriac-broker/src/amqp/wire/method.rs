@@ -145,7 +145,12 @@ pub(in crate::amqp) fn exchange_bind(
     key: &str,
     nowait: bool,
 ) -> Result<Request, Unsayable> {
-    bind(EXCHANGE_BIND, destination, source, key, nowait)
+    bind(
+        EXCHANGE_BIND,
+        (destination, source, key),
+        &Map::new(),
+        nowait,
+    )
 }
 
 /// The answer is read by [`messages_in`].
@@ -169,17 +174,21 @@ pub(in crate::amqp) fn queue_bind(
     queue: &str,
     exchange: &str,
     key: &str,
+    arguments: &Map<String, Value>,
     nowait: bool,
 ) -> Result<Request, Unsayable> {
-    bind(QUEUE_BIND, queue, exchange, key, nowait)
+    bind(QUEUE_BIND, (queue, exchange, key), arguments, nowait)
 }
 
-fn bind(id: Id, to: &str, from: &str, key: &str, nowait: bool) -> Result<Request, Unsayable> {
+fn bind(
+    id: Id,
+    (to, from, key): (&str, &str, &str),
+    arguments: &Map<String, Value>,
+    nowait: bool,
+) -> Result<Request, Unsayable> {
     let request = Request::new(id).short(0).text(to)?.text(from)?.text(key)?;
-    Ok(request
-        .bits(&[nowait])
-        .table(&Map::new())?
-        .answered_unless(nowait))
+    let request = request.bits(&[nowait]).table(arguments)?;
+    Ok(request.answered_unless(nowait))
 }
 
 /// The answer is read by [`purged`].
@@ -358,7 +367,7 @@ mod tests {
                 false,
             ),
             (
-                queue_bind("q", "e", "k", false).unwrap(),
+                queue_bind("q", "e", "k", &none, false).unwrap(),
                 b"\0\0\x01q\x01e\x01k\0\0\0\0\0",
                 true,
             ),

@@ -30,13 +30,34 @@ local found, failure = {}, nil
 local time = redis.call('TIME')
 local score = string.format('%d.%06d', time[1], time[2])
 
--- Whether a message waits for a moment in the future. Only the form that Celery writes is looked
+local moment = '^(%d%d%d%d)-(%d%d)-(%d%d)T(%d%d):(%d%d):(%d%d)'
+
+-- The seconds between a day long ago and a moment in ISO 8601. The year begins in March, so that its
+-- leap day is the last.
+local function seconds(text)
+  local year, month, day, hour, minute, second = string.match(text, moment)
+  if not year then return nil end
+  year, month = tonumber(year), tonumber(month)
+  if month < 3 then year, month = year - 1, month + 12 end
+  local days = 365 * year + math.floor(year / 4) - math.floor(year / 100) + math.floor(year / 400)
+    + math.floor((153 * month - 457) / 5) + day
+  return ((days * 24 + hour) * 60 + minute) * 60 + second
+end
+
+-- Whether a message waits for a moment in the future. Only the forms that Celery writes are looked
 -- for: a message in another form counts as one that can run, so that too few are taken at worst.
 local function is_held(item)
   local at, past = string.find(item, '"eta":', 1, true)
   if not at then return false end
   local eta = string.match(item, '^ ?"([^"]+)"', past + 1)
-  return eta ~= nil and string.sub(eta, -6) == '+00:00' and eta > present
+  if not eta then return false end
+  if string.sub(eta, -6) == '+00:00' then return eta > present end
+  -- In the app's own time zone.
+  local there = seconds(eta)
+  local sign, hours, minutes = string.match(eta, '([+-])(%d%d):(%d%d)$')
+  if not there or not sign then return false end
+  local ahead = (hours * 60 + minutes) * 60
+  return there - (sign == '+' and ahead or -ahead) > seconds(present)
 end
 
 local function take(list, count)
