@@ -38,6 +38,11 @@ impl Subscription {
     fn consumes(&self) -> bool {
         self.consumer.is_some()
     }
+
+    /// Whether its consumer has to stay.
+    pub(super) fn is_kept(&self) -> bool {
+        topology::is_kept_by_its_consumer(&self.queue)
+    }
 }
 
 /// A consumer that the server knows.
@@ -113,6 +118,10 @@ impl AmqpSession {
         let Some(at) = self.subscription(&delivery.consumer) else {
             // A consumer is forgotten when the server has confirmed that it is cancelled.
             tracing::error!(consumer = %delivery.consumer, "a message for an unknown consumer");
+            let given_back = self.channel.tell(&method::reject(delivery.tag, true));
+            if let Err(failure) = given_back {
+                tracing::debug!(%failure, "it comes again with the next connection");
+            }
             return;
         };
         let subscription = &mut self.subscriptions[at];
@@ -140,6 +149,12 @@ impl AmqpSession {
     /// Sees to it that no more than `credit` messages can come once the server is told of what is
     /// no longer out.
     pub(super) async fn hold_back(&mut self, credit: usize) -> Result<(), Error> {
+        if matches!(self.limits, Limits::Channel(_))
+            && !credit::is_countable(self.outstanding.len(), credit)
+            && !self.subscriptions.iter().any(Subscription::is_kept)
+        {
+            self.limit_consumers().await?;
+        }
         match self.limits {
             Limits::Channel(_) => match credit::limit(self.outstanding.len(), credit) {
                 Limit::At(limit) => self.limit_channel(limit),
@@ -156,6 +171,15 @@ impl AmqpSession {
                     .await
             }
         }
+    }
+
+    /// Gives each consumer a limit of its own from now on. Such a limit counts what came over its
+    /// consumer alone, so that it says a small number however much is held.
+    async fn limit_consumers(&mut self) -> Result<(), Error> {
+        tracing::info!("more messages are held than a limit for the channel can count");
+        self.cancel_where(|_| true).await?;
+        self.limits = Limits::Consumer;
+        self.tell(&method::qos(0, true))
     }
 
     /// Tells the channel's limit, if that is a new one.
@@ -175,8 +199,7 @@ impl AmqpSession {
         let unfit: Vec<usize> = (0..self.subscriptions.len())
             .filter(|at| {
                 let subscription = &self.subscriptions[*at];
-                !topology::is_kept_by_its_consumer(&subscription.queue)
-                    && subscription.consumer.as_ref().is_some_and(&is_unfit)
+                !subscription.is_kept() && subscription.consumer.as_ref().is_some_and(&is_unfit)
             })
             .collect();
         self.cancel_consumers(&unfit).await

@@ -66,18 +66,26 @@ impl Widening {
 /// What a channel's limit is to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Limit {
-    /// Nothing may come and nothing is out: there is no number for that, 0 means no limit.
+    /// Nothing may come, and there is no number for that: nothing is out, and 0 means no limit, or
+    /// more is out than AMQP can count.
     Nothing,
     /// At most so many out at a time; 0 any number.
     At(u16),
 }
 
+/// Whether AMQP has a number for a limit with which `credit` more messages come when `outstanding`
+/// are out.
+pub(super) fn is_countable(outstanding: usize, credit: usize) -> bool {
+    u16::try_from(outstanding + credit).is_ok()
+}
+
 /// The limit with which `credit` more messages come when `outstanding` are out.
 pub(super) fn limit(outstanding: usize, credit: usize) -> Limit {
-    match outstanding + credit {
-        0 => Limit::Nothing,
-        // As Celery: what AMQP can't count is not limited.
-        sum => Limit::At(u16::try_from(sum).unwrap_or(0)),
+    match (outstanding + credit, credit) {
+        (0, _) => Limit::Nothing,
+        (sum, 0) if sum > usize::from(u16::MAX) => Limit::Nothing,
+        // As Celery: what can't be counted is not limited.
+        (sum, _) => Limit::At(u16::try_from(sum).unwrap_or(0)),
     }
 }
 
@@ -150,6 +158,9 @@ mod tests {
         assert_eq!(limit(5, 0), Limit::At(5));
         assert_eq!(limit(65_000, 535), Limit::At(65_535));
         assert_eq!(limit(65_000, 536), Limit::At(0));
+        assert!(is_countable(65_000, 535) && !is_countable(65_000, 536));
+        assert_eq!(limit(65_535, 0), Limit::At(65_535));
+        assert_eq!(limit(65_536, 0), Limit::Nothing);
     }
 
     #[test]

@@ -97,13 +97,14 @@ impl Address {
                 &Unsayable::TooLong(vhost),
             ));
         }
-        let host = match url.host().unwrap_or("localhost") {
-            "localhost" => "127.0.0.1",
-            host => host.trim_matches(['[', ']']),
-        };
+        let named = url.host().unwrap_or("localhost").trim_matches(['[', ']']);
         let tls = is_tls
-            .then(|| Tls::new(host, options.ssl.as_ref()))
+            .then(|| Tls::new(named, options.ssl.as_ref()))
             .transpose()?;
+        let host = match named {
+            "localhost" => "127.0.0.1",
+            host => host,
+        };
         let heartbeat = options.heartbeat.unwrap_or(HEARTBEAT).as_secs();
         Ok(Self {
             host: host.to_owned(),

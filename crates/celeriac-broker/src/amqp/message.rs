@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytestring::ByteString;
 use celeriac_core::broker::Unreadable;
 use celeriac_protocol::{DeliveryInfo, Message, json};
+use jiff::Timestamp;
 
 use super::table::{self, Unsayable};
 use super::wire::connection::Delivery;
@@ -163,30 +164,24 @@ fn read(delivery: &Delivery) -> Result<Message, table::Unreadable> {
     })
 }
 
-/// Whether a message waits for a moment in the future. Only the form that Celery writes is looked
-/// for: a message in another form counts as one that can run, so that too few are taken at worst.
+/// Whether a message waits for a moment in the future. Only to guess which are held; the worker
+/// decides by its own clock. What can't be read counts as a message that can run, so that too few are
+/// taken at worst.
 pub(super) fn is_held(delivery: &Delivery, present: &Present) -> bool {
     let properties = Properties::read(&delivery.properties).ok();
     let headers = properties.and_then(|properties| properties.headers);
-    let Some(eta) = headers.and_then(|headers| table::find_text(headers, "eta")) else {
-        return false;
-    };
-    eta.ends_with(b"+00:00") && eta > present.text().as_bytes()
+    let eta = headers.and_then(|headers| table::find_text(headers, "eta"));
+    let eta = eta.and_then(|eta| std::str::from_utf8(eta).ok()?.parse().ok());
+    eta.is_some_and(|eta: Timestamp| eta > present.moment())
 }
 
-/// The present, read when it is first needed. Only to guess which messages are held; the worker
-/// decides by its own clock.
+/// The present, read when it is first needed.
 #[derive(Debug, Default)]
-pub(super) struct Present(std::cell::OnceCell<String>);
+pub(super) struct Present(std::cell::OnceCell<Timestamp>);
 
 impl Present {
-    /// As ISO 8601 in UTC, to the second.
-    fn text(&self) -> &str {
-        self.0.get_or_init(|| {
-            jiff::Timestamp::now()
-                .strftime("%Y-%m-%dT%H:%M:%S")
-                .to_string()
-        })
+    fn moment(&self) -> Timestamp {
+        *self.0.get_or_init(Timestamp::now)
     }
 }
 
@@ -329,13 +324,16 @@ mod tests {
         for (eta, holds) in [
             (r#""2030-01-01T00:00:00+00:00""#, true),
             (r#""2020-01-01T00:00:00.5+00:00""#, false),
-            (r#""2030-01-01T00:00:00+02:00""#, false),
+            (r#""2025-06-01T14:00:01+02:00""#, true),
+            (r#""2025-06-01T13:59:59.9+02:00""#, false),
+            (r#""2025-06-01T06:00:01-06:00""#, true),
+            (r#""2030-01-01T00:00:00""#, false),
             ("null", false),
             ("5", false),
         ] {
             let mut sent = sample();
             sent.headers = format!(r#"{{"eta": {eta}}}"#).into();
-            let present = Present("2025-06-01T12:00:00".to_owned().into());
+            let present = Present("2025-06-01T12:00:00Z".parse::<Timestamp>().unwrap().into());
             assert_eq!(is_held(&delivery(&sent), &present), holds, "{eta}");
         }
     }

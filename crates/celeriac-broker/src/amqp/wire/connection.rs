@@ -49,6 +49,7 @@ impl Connection {
             input: BytesMut::with_capacity(8 * 1024),
         };
         handshake.stream.write_all(frame::PROTOCOL_HEADER).await?;
+        handshake.stream.flush().await?;
         let start = handshake.expect(method::START).await?;
         let answer = start_ok(&start, login)?;
         handshake.say(&answer).await?;
@@ -85,10 +86,10 @@ impl Connection {
         let (number, answer) = self.shared.state().open_channel()?;
         self.shared.changed.notify_one();
         answer.await.unwrap_or_else(|_| Err(Failure::closed()))?;
-        Ok(Channel {
+        Ok(Channel(Arc::new(Handle {
             shared: Arc::clone(&self.shared),
             number,
-        })
+        })))
     }
 
     /// Leaves in order; waits until the server has said goodbye too, or is gone.
@@ -116,22 +117,31 @@ impl Drop for Connection {
 
 /// A channel of a connection.
 #[derive(Debug, Clone)]
-pub(in crate::amqp) struct Channel {
+pub(in crate::amqp) struct Channel(Arc<Handle>);
+
+#[derive(Debug)]
+struct Handle {
     shared: Arc<Shared>,
     number: u16,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.state().release(self.number);
+    }
 }
 
 impl Channel {
     /// Whether it can still be used, as far as is known.
     pub(in crate::amqp) fn is_open(&self) -> bool {
-        self.shared.state().trouble(self.number).is_none()
+        self.0.shared.state().trouble(self.0.number).is_none()
     }
 
     /// Asks for something, and does not wait for the answer: what is refused comes to light with
     /// the next request or arrival.
     pub(in crate::amqp) fn tell(&self, request: &Request) -> Result<(), Failure> {
-        self.shared.state().ask(self.number, request)?;
-        self.shared.changed.notify_one();
+        self.0.shared.state().ask(self.0.number, request)?;
+        self.0.shared.changed.notify_one();
         Ok(())
     }
 
@@ -140,8 +150,8 @@ impl Channel {
         &self,
         request: &Request,
     ) -> impl Future<Output = Result<Vec<u8>, Failure>> + use<> {
-        let asked = self.shared.state().ask(self.number, request);
-        self.shared.changed.notify_one();
+        let asked = self.0.shared.state().ask(self.0.number, request);
+        self.0.shared.changed.notify_one();
         async move {
             let answer = asked?;
             answer.await.unwrap_or_else(|_| Err(Failure::closed()))
@@ -157,9 +167,9 @@ impl Channel {
         body: &[u8],
     ) -> Result<(), Failure> {
         let request = method::publish(exchange, routing_key, false)?;
-        let mut state = self.shared.state();
-        state.publish(self.number, &request, properties, body)?;
-        self.shared.changed.notify_one();
+        let mut state = self.0.shared.state();
+        state.publish(self.0.number, &request, properties, body)?;
+        self.0.shared.changed.notify_one();
         Ok(())
     }
 
@@ -173,27 +183,27 @@ impl Channel {
     ) -> Result<Confirmation, Failure> {
         let request = method::publish(exchange, routing_key, true)?;
         let confirmed = {
-            let mut state = self.shared.state();
-            state.publish(self.number, &request, properties, body)?;
-            state.confirm(self.number)
+            let mut state = self.0.shared.state();
+            state.publish(self.0.number, &request, properties, body)?;
+            state.confirm(self.0.number)
         };
-        self.shared.changed.notify_one();
+        self.0.shared.changed.notify_one();
         confirmed.await.unwrap_or_else(|_| Err(Failure::closed()))
     }
 
-    /// Waits until all that was said is on its way.
+    /// Waits until all that was said is on its way, or the server takes nothing (`connection.blocked`).
     pub(in crate::amqp) async fn sent(&self) -> Result<(), Failure> {
-        let all = self.shared.state().put;
+        let all = self.0.shared.state().put;
         loop {
-            let told = self.shared.sent.notified();
+            let told = self.0.shared.sent.notified();
             tokio::pin!(told);
             told.as_mut().enable();
             {
-                let state = self.shared.state();
-                if let Some(failure) = state.trouble(self.number) {
+                let state = self.0.shared.state();
+                if let Some(failure) = state.trouble(self.0.number) {
                     return Err(failure.clone());
                 }
-                if state.sent >= all {
+                if state.sent >= all || state.is_blocked {
                     return Ok(());
                 }
             }
@@ -206,11 +216,11 @@ impl Channel {
         &self,
         context: &mut Context<'_>,
     ) -> Poll<Result<Arrival, Failure>> {
-        let mut state = self.shared.state();
+        let mut state = self.0.shared.state();
         let was_full = state.is_full();
-        let arrival = state.poll_arrival(self.number, context);
+        let arrival = state.poll_arrival(self.0.number, context);
         if was_full {
-            self.shared.changed.notify_one();
+            self.0.shared.changed.notify_one();
         }
         arrival
     }
@@ -242,9 +252,9 @@ impl Limits {
             } else {
                 frame_max.min(most)
             },
-            // As py-amqp: one that asks for none leaves it to the other.
-            heartbeat: if heartbeat == 0 || theirs == 0 {
-                heartbeat.max(theirs)
+            // As py-amqp: who asks for none has none, and a server without one leaves it to us.
+            heartbeat: if theirs == 0 {
+                heartbeat
             } else {
                 heartbeat.min(theirs)
             },
@@ -332,7 +342,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Handshake<S> {
     /// The arguments of the method that has to come next.
     async fn expect(&mut self, expected: Id) -> Result<Vec<u8>, Failure> {
         loop {
-            let Some((frame, length)) = frame::next(&self.input, frame::FRAME_MAX)? else {
+            let Some((frame, length)) = frame::next(&self.input, frame::MOST_RECEIVED)? else {
                 if self.stream.read_buf(&mut self.input).await? == 0 {
                     let text = "the server has closed the connection before it was open";
                     return Err(Failure::Lost(text.to_owned()));
@@ -369,11 +379,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_smaller_limit_holds_and_none_leaves_it_to_the_other() {
+    fn the_smaller_limit_holds_and_who_asks_for_no_heartbeat_has_none() {
         for (tune, heartbeat, expected) in [
             (&b"\x07\xff\0\x02\0\0\0\x3c"[..], 120, (2047, 131_072, 60)),
             (b"\x07\xff\0\x02\0\0\0\x3c", 10, (2047, 131_072, 10)),
-            (b"\x07\xff\0\x02\0\0\0\x3c", 0, (2047, 131_072, 60)),
+            (b"\x07\xff\0\x02\0\0\0\x3c", 0, (2047, 131_072, 0)),
             (b"\0\0\0\0\0\0\0\0", 120, (65_534, 131_072, 120)),
             (b"\0\0\0\0\x10\0\0\0", 0, (65_534, 4096, 0)),
         ] {

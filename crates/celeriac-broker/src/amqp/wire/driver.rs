@@ -124,7 +124,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                     self.shared.state().sent += written as u64;
                     self.shared.sent.notify_waiters();
                 }
-                () = self.shared.changed.notified(), if out.is_empty() || is_full => {}
+                () = self.shared.changed.notified() => {}
                 _ = ticks.tick(), if !self.heartbeat.is_zero() => {
                     silent = if is_full { 0 } else { silent + 1 };
                     if silent > SILENT_TICKS {
@@ -154,7 +154,14 @@ async fn write(writing: &mut (impl AsyncWrite + Unpin), out: &mut BytesMut) -> i
 
 /// Has the state take in all whole frames.
 fn take_in(shared: &Shared, input: &mut BytesMut) -> io::Result<()> {
-    let taken = shared.state().receive(input);
+    let (was_blocked, taken, is_blocked) = {
+        let mut state = shared.state();
+        (state.is_blocked, state.receive(input), state.is_blocked)
+    };
+    if is_blocked && !was_blocked {
+        // Who waits for something to be sent may wait long.
+        shared.sent.notify_waiters();
+    }
     let taken = taken.map_err(|malformed| io::Error::new(io::ErrorKind::InvalidData, malformed))?;
     drop(input.split_to(taken));
     Ok(())

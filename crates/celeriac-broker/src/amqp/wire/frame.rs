@@ -6,6 +6,9 @@ use super::octets::Malformed;
 pub(super) const PROTOCOL_HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
 /// The most that may come in one frame before both sides have agreed on something.
 pub(super) const FRAME_MAX: usize = 128 * 1024;
+/// The most that is read as one frame. RabbitMQ cuts bodies to what was agreed, but not the headers
+/// of a message that has grown on the way, such as a dead letter's.
+pub(super) const MOST_RECEIVED: usize = 16 * 1024 * 1024;
 /// What a frame has around its payload.
 pub(super) const OVERHEAD: usize = 8;
 

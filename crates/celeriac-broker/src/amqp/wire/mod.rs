@@ -1,7 +1,7 @@
 //! The AMQP 0-9-1 client: frames, methods and connections.
 //!
 //! On the worker's own thread, and what comes is written as JSON straight from the frame. (With
-//! lapin, main's CPU time for a task was twice as much: a thread of its own, a copy of each table
+//! lapin, the worker's CPU time for a task was twice as much: a thread of its own, a copy of each table
 //! as a tree, and a wake-up for each message. It also reads nested tables by recursion, without a
 //! limit.)
 //!

@@ -85,6 +85,8 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 struct Channel {
     closed: Option<Failure>,
+    /// Nobody uses it any more.
+    is_released: bool,
     /// Requests that the server has not answered, in order.
     waiting: VecDeque<(Id, oneshot::Sender<Answered>)>,
     arrivals: VecDeque<Arrival>,
@@ -161,7 +163,7 @@ impl State {
         let dead = self
             .channels
             .iter()
-            .find(|(_, channel)| channel.closed.is_some());
+            .find(|(_, channel)| channel.closed.is_some() && channel.is_released);
         let number = match dead {
             // The server has closed it, and knows that we know.
             Some((number, _)) => *number,
@@ -175,8 +177,17 @@ impl State {
                 "the server allows no further channel".to_owned(),
             ));
         }
-        self.channels.insert(number, Channel::default());
+        if let Some(before) = self.channels.insert(number, Channel::default()) {
+            self.arrived -= before.arrivals.len();
+        }
         Ok((number, self.ask(number, &method::channel_open())?))
+    }
+
+    /// The last handle of a channel is gone: its number may be used again once it is closed.
+    pub(super) fn release(&mut self, channel: u16) {
+        if let Some(channel) = self.channels.get_mut(&channel) {
+            channel.is_released = true;
+        }
     }
 
     /// Why a channel can't be used; `None` when it can.
@@ -317,7 +328,7 @@ impl State {
     /// Takes in what came, and says how many bytes of it were whole frames.
     pub(super) fn receive(&mut self, input: &[u8]) -> Result<usize, Malformed> {
         let mut read = 0;
-        while let Some((frame, length)) = frame::next(&input[read..], self.frame_max)? {
+        while let Some((frame, length)) = frame::next(&input[read..], frame::MOST_RECEIVED)? {
             read += length;
             self.take(frame)?;
         }

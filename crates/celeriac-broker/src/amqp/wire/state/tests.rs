@@ -70,6 +70,23 @@ fn a_message_arrives_when_its_last_part_is_here() {
 }
 
 #[test]
+fn a_header_may_be_larger_than_what_was_agreed() {
+    // RabbitMQ cuts bodies to frames, and nothing else: a dead letter has grown on the way.
+    let mut state = State::new(64, 10);
+    let (channel, _) = state.open_channel().unwrap();
+    let mut frames = method(channel, DELIVER);
+    frame::put(frame::HEADER, channel, &mut frames, |to| {
+        to.extend_from_slice(&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        to.resize(to.len() + 200_000, 7);
+    });
+    receive(&mut state, &frames);
+    let Poll::Ready(Ok(Arrival::Delivery(delivery))) = arrival(&mut state) else {
+        panic!("it is here");
+    };
+    assert_eq!(delivery.properties.len(), 200_000);
+}
+
+#[test]
 fn what_has_no_place_is_malformed() {
     for frames in [
         method(2, DELIVER),
@@ -117,6 +134,8 @@ fn a_channel_that_the_server_closes_tells_all_who_wait_and_its_number_is_used_ag
     assert_eq!(state.ask(1, &method::qos(1, true)).err(), Some(refused));
     assert_eq!(state.out, method(1, b"\0\x14\0\x29"));
     assert_eq!(state.ended, None);
+    assert_eq!(state.open_channel().unwrap().0, 2, "somebody still has it");
+    state.release(1);
     assert_eq!(state.open_channel().unwrap().0, 1);
     assert_eq!(state.trouble(1), None);
 }
