@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ from typing import Any, Callable
 import pytest
 import sqlalchemy
 from conftest import Place
+from sqlalchemy import URL, make_url
 
 from harness import workers
 from harness.databases import Database, MariaDBServer, PostgresServer
@@ -165,3 +167,44 @@ def test_a_database_that_is_killed_and_restarted_loses_nothing(fleet, database):
     fleet.finish(60)
     assert set(fleet.counted("start").values()) == {1}
     assert worker.stop(timeout=TIMEOUT) == 0
+
+
+def check_commands(place: Place, start: Callable[..., Any], client: Callable[..., Any]) -> None:
+    """The command line pings, hears and ends a worker, which it finds by the broker alone."""
+    worker = start(place, "-c", "1", "-E", app="controlled")
+    app = client(place, "controlled")
+    to_app = ("-A", "controlled")
+    variables: Any = place.variables()
+    to_node = ("-d", worker.node, "-t", str(TIMEOUT))
+    told = workers.run("celeriac", *to_app, "inspect", "ping", *to_node, **variables)
+    assert told.returncode == 0 and f"{worker.node}: OK" in told.stdout, told
+
+    words = [*workers.command("celeriac"), *to_app, "events", "--dump"]
+    with workers.Program(place.folder / "dump", words, variables) as dump:
+        dump.wait_for("heartbeat")
+        task = app.add.delay(1, 1).id
+        dump.wait_for(f"task received: controlled.add({task})")
+        dump.wait_for(f"task succeeded: controlled.add({task})")
+        assert dump.stop(signal.SIGINT) == 0
+
+    workers.run("celeriac", *to_app, "control", "shutdown", "-d", worker.node, **variables)
+    assert worker.wait() == 0
+
+
+@pytest.mark.skipif(not OURS, reason="Celery's worker listens on no local socket")
+def test_the_command_line_reaches_the_workers_of_a_file(sqlite_place, start, client):
+    check_commands(sqlite_place, start, client)
+
+
+@pytest.mark.skipif(not OURS, reason="Celery's worker listens on no local socket")
+def test_the_command_line_reaches_the_workers_of_a_server(database, tmp_path, start, client):
+    # However the server is named: in the query, or with capitals.
+    url = make_url(database.database())
+    if url.get_backend_name() == "postgresql":
+        where = {"host": str(url.host), "port": str(url.port)}
+        url = URL.create(url.drivername, url.username, database=url.database, query=where)
+    else:
+        url = url.set(host="LOCALHOST")
+    broker = f"sqla+{url.render_as_string(hide_password=False)}"
+    place = Place(broker, f"db+sqlite:///{tmp_path}/results.db", tmp_path)
+    check_commands(place, start, client)

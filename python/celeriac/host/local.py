@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ipaddress
 import json
 import os
+import re
 import selectors
 import socket
 import stat
@@ -18,6 +20,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any, Callable
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from celery.events.receiver import EventReceiver
 from kombu.message import Message
@@ -35,9 +38,12 @@ _LENGTH = struct.Struct(">I")
 #: Dialects of servers by the names that SQLAlchemy has, and their ports.
 _SERVERS = {
     "postgresql": ("postgresql", 5432),
+    "postgres": ("postgresql", 5432),
     "mysql": ("mysql", 3306),
     "mariadb": ("mysql", 3306),
 }
+#: The user, and maybe a password, before the host.
+_LOGIN = re.compile(r"([^:/?#]*)[^/?#]*@")
 
 
 def has_fanout(connection: Any) -> bool:
@@ -48,21 +54,46 @@ def has_fanout(connection: Any) -> bool:
 # -- places --------------------------------------------------------------------------------------
 
 
-def identity(url: str) -> str | None:
+def identity(url: str, connect_args: dict[str, Any] | None = None) -> str | None:
     """What makes one SQL broker the same for all who use it on this machine; ``None`` for a URL
-    of no such broker."""
-    from sqlalchemy.engine import make_url
+    of no such broker.
 
-    text = url.partition("+")[2] if url.startswith(("sqla+", "sqlalchemy+", "db+")) else url
-    parsed = make_url(text)
-    dialect = parsed.get_backend_name()
+    The rule is told in ``crates/celeriac-broker/src/sql/identity.rs``; this has to agree with it.
+    """
+    text = url.partition("+")[2] if url.startswith(("sqla+", "sqlalchemy+")) else url
+    scheme, _, rest = text.partition("://")
+    dialect = scheme.partition("+")[0]
     if dialect == "sqlite":
-        return f"sqlite://{os.path.realpath(parsed.database)}" if parsed.database else None
+        from sqlalchemy.engine import make_url
+
+        file = make_url(text).database
+        return f"sqlite://{os.path.realpath(file)}" if file else None
     if dialect not in _SERVERS:
         return None
     name, port = _SERVERS[dialect]
-    host = (parsed.host or "localhost").lower()
-    return f"{name}://{host}:{parsed.port or port}/{parsed.database or ''}"
+    # What reads URLs takes brackets for those of an address, in a password as well.
+    login = _LOGIN.match(rest)
+    parsed = urlsplit(f"//{rest[login.end() :] if login else rest}")
+    query = parse_qs(parsed.query)
+
+    def option(key: str) -> str:
+        found = query[key][0] if key in query else (connect_args or {}).get(key)
+        return str(found) if type(found) in (str, int) else ""
+
+    user = unquote(login[1] if login else "") or option("user")
+    database = unquote(parsed.path).lstrip("/") or option("dbname") or user
+    path = option("unix_socket")
+    if name == "mysql" and path:
+        return f"mysql://{path}/{database}"
+    host = parsed.hostname or option("host")
+    if ":" in host:
+        with contextlib.suppress(ValueError):
+            host = str(ipaddress.ip_address(host))
+    if host in ("", "127.0.0.1", "::1"):
+        host = "localhost"
+    elif not host.startswith("/"):
+        host = host.lower()
+    return f"{name}://{host}:{parsed.port or option('port') or port}/{database}"
 
 
 def bases() -> list[str]:
@@ -90,7 +121,7 @@ def _belongs_to(path: str, user: int, mode: int | None = None) -> bool:
 def sockets(connection: Any, control_exchange: str) -> list[str]:
     """The paths of the nodes' sockets for a broker."""
     urls = list(connection.alt) or [connection.as_uri(include_password=True)]
-    broker = identity(urls[0])
+    broker = identity(urls[0], (connection.transport_options or {}).get("connect_args"))
     if broker is None:
         return []
     text = f"{broker}#{control_exchange}"

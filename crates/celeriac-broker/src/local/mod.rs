@@ -17,8 +17,8 @@
 //! A base is a folder, no link, of the effective user, with mode 0700; another is refused.
 //!
 //! `<broker>` is the first 16 hex digits of the UUID version 5, in the namespace of URLs, of
-//! `<identity>#<control_exchange>`. The identity of a broker is `sqlite://` and the real path of the
-//! file (`sqlite:///var/lib/q.db`), or [`server_identity`]: never a user or a password.
+//! `<identity>#<control_exchange>`. `sql/identity.rs` tells what the identity of a broker is, such as
+//! `sqlite:///var/lib/q.db` or `postgresql://db.example:5432/q`.
 //!
 //! `<node>` is the same of the node's name, with `.2`, `.3` and so on where a live node of that name
 //! is there already. Clients take every file that ends in `.sock`.
@@ -73,12 +73,6 @@ const GREETING: Duration = Duration::from_secs(1);
 const SEARCH: Duration = Duration::from_secs(1);
 /// How long those that read may take for what was sent last.
 const FAREWELL: Duration = Duration::from_secs(1);
-
-/// The identity of a database server: its dialect (`postgresql` or `mysql`), host, port and
-/// database.
-pub fn server_identity(dialect: &str, host: &str, port: u16, database: &str) -> String {
-    format!("{dialect}://{}:{port}/{database}", host.to_lowercase())
-}
 
 /// A bus over Unix sockets.
 pub struct LocalBus {

@@ -9,6 +9,7 @@
 //!
 //! Celery's counterpart: `kombu.transport.sqlalchemy`.
 
+mod identity;
 mod lease;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod pace;
@@ -26,6 +27,7 @@ mod sqlite;
 
 use std::collections::HashSet;
 use std::fmt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -53,6 +55,8 @@ pub(crate) const AVAILABLE: &[&str] = &[
 pub struct SqlBroker {
     shared: Arc<Shared>,
     engine: Box<dyn Engine>,
+    url: ServerUrl,
+    options: Options,
 }
 
 /// What the sessions of one broker have in common: a tag given by one can be settled by the next.
@@ -78,20 +82,14 @@ impl SqlBroker {
     /// # Errors
     /// When the database is not part of this build, or the URL or an option makes no sense.
     pub fn new(url: &ServerUrl, options: &Options) -> Result<Self, Error> {
-        // sqla+postgresql, sqla+postgresql+psycopg2, or postgresql alone.
-        let dialect = url
-            .scheme()
-            .split('+')
-            .find(|part| !matches!(*part, "sqla" | "sqlalchemy"))
-            .unwrap_or_default();
-        let engine: Box<dyn Engine> = match dialect {
+        let engine: Box<dyn Engine> = match dialect(url) {
             #[cfg(feature = "sqlite")]
             "sqlite" => Box::new(sqlite::Sqlite::new(url, options)?),
             #[cfg(feature = "postgres")]
             "postgresql" | "postgres" => Box::new(postgres::Postgres::new(url, options)?),
             #[cfg(feature = "mysql")]
             "mysql" | "mariadb" => Box::new(mysql::Mysql::new(url, options)?),
-            _ => {
+            dialect => {
                 return Err(Error::new(
                     ErrorKind::Configuration,
                     format!("broker_url: the database {dialect:?} is not available as a broker"),
@@ -111,14 +109,25 @@ impl SqlBroker {
         Ok(Self {
             shared: Arc::new(shared),
             engine,
+            url: url.clone(),
+            options: options.clone(),
         })
     }
+}
 
-    /// Names the database wherever it is reached from: brokers that have this in common share
-    /// their queues.
-    pub fn identity(&self) -> String {
-        self.engine.identity()
-    }
+/// The database that a scheme names: `sqla+postgresql`, `sqla+postgresql+psycopg2`, or `postgresql`
+/// alone.
+fn dialect(url: &ServerUrl) -> &str {
+    let mut parts = url.scheme().split('+');
+    parts
+        .find(|part| !matches!(*part, "sqla" | "sqlalchemy"))
+        .unwrap_or_default()
+}
+
+/// The file that a URL of SQLite names, as SQLAlchemy counts slashes: three before a relative path,
+/// four before an absolute one.
+fn file(url: &ServerUrl) -> &Path {
+    Path::new(url.path().strip_prefix('/').unwrap_or(url.path()))
 }
 
 impl fmt::Debug for SqlBroker {
@@ -152,7 +161,8 @@ impl Broker for SqlBroker {
     }
 
     async fn open_bus(&self, options: &BusOptions) -> Result<Option<Box<dyn Bus>>, Error> {
-        let bus = LocalBus::open(&Place::of(&self.identity()), options).await?;
+        let place = Place::of(&identity::identity(&self.url, &self.options));
+        let bus = LocalBus::open(&place, options).await?;
         Ok(Some(Box::new(bus)))
     }
 }

@@ -9,9 +9,6 @@ use celeriac_core::broker::{Error, Settlement};
 /// A database that can be a broker, not yet connected.
 #[async_trait]
 pub(super) trait Engine: Send + Sync {
-    /// Names the database wherever it is reached from: what has this in common shares its queues.
-    fn identity(&self) -> String;
-
     /// Connects as `worker`, and makes what is missing of the tables.
     async fn open(&self, worker: &str) -> Result<Box<dyn Store>, Error>;
 }

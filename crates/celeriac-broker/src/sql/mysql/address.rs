@@ -27,7 +27,6 @@ const SETUP: [&str; 2] = [
 
 pub(super) struct Address {
     options: Opts,
-    identity: String,
     connect_timeout: Duration,
 }
 
@@ -73,19 +72,12 @@ impl Address {
             .pass(url.password().or_else(|| option("password")))
             .db_name(Some(database))
             .setup(SETUP.map(str::to_owned).to_vec());
-        let place = socket.map_or_else(|| format!("{host}:{port}"), str::to_owned);
         Ok(Self {
             options: with_tls(builder, option)
                 .map_err(|what| invalid(what.to_owned()))?
                 .into(),
-            identity: format!("mysql://{place}/{database}"),
             connect_timeout,
         })
-    }
-
-    /// Host and port, or socket, and database.
-    pub(super) fn identity(&self) -> String {
-        self.identity.clone()
     }
 
     pub(super) async fn connect(&self) -> Result<Connection, Error> {
@@ -160,22 +152,27 @@ mod tests {
 
     #[test]
     fn urls_of_sqlalchemy_are_understood() {
-        for (url, identity) in [
-            ("sqla+mysql://u:p@h:3307/db", "mysql://h:3307/db"),
-            (
-                "mysql+pymysql://u@h/db?charset=utf8mb4",
-                "mysql://h:3306/db",
-            ),
+        for (url, host, port, socket) in [
+            ("sqla+mysql://u:p@h:3307/db", "h", 3307, None),
+            ("mysql+pymysql://u@h/db?charset=utf8mb4", "h", 3306, None),
             (
                 "sqla+mariadb+mariadbconnector://u@[::1]/db",
-                "mysql://::1:3306/db",
+                "::1",
+                3306,
+                None,
             ),
             (
                 "sqla+mysql://u@/db?unix_socket=/run/m.sock",
-                "mysql:///run/m.sock/db",
+                "localhost",
+                3306,
+                Some("/run/m.sock"),
             ),
         ] {
-            assert_eq!(address(url).unwrap().identity(), identity, "{url}");
+            let options = address(url).unwrap().options;
+            assert_eq!(options.ip_or_hostname(), host, "{url}");
+            assert_eq!(options.tcp_port(), port, "{url}");
+            assert_eq!(options.socket(), socket, "{url}");
+            assert_eq!(options.db_name(), Some("db"), "{url}");
         }
     }
 

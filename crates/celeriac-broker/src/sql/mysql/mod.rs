@@ -43,10 +43,6 @@ impl Mysql {
 
 #[async_trait]
 impl Engine for Mysql {
-    fn identity(&self) -> String {
-        self.address.identity()
-    }
-
     async fn open(&self, worker: &str) -> Result<Box<dyn Store>, Error> {
         let mut connection = self.address.connect().await?;
         let found = schema::prepare(&mut connection, &self.names).await?;

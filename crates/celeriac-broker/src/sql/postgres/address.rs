@@ -23,7 +23,6 @@ const SOCKET_FOLDER: &str = "/var/run/postgresql";
 
 pub(super) struct Address {
     config: Config,
-    identity: String,
     connect_timeout: Duration,
     #[cfg(feature = "tls")]
     tls: super::tls::Tls,
@@ -102,20 +101,11 @@ impl Address {
                 .with_hint("this build of celeriac has no TLS"));
         }
         Ok(Self {
-            identity: format!(
-                "postgresql://{host}:{port}/{}",
-                database.or(url.username()).unwrap_or_default()
-            ),
             connect_timeout,
             #[cfg(feature = "tls")]
             tls: super::tls::Tls::new(mode, option)?,
             config,
         })
-    }
-
-    /// Host, port and database.
-    pub(super) fn identity(&self) -> String {
-        self.identity.clone()
     }
 
     pub(super) async fn connect(&self) -> Result<Connection, Error> {
@@ -129,6 +119,8 @@ impl Address {
 
 #[cfg(test)]
 mod tests {
+    use tokio_postgres::config::Host;
+
     use super::*;
 
     fn address(url: &str) -> Result<Address, Error> {
@@ -137,20 +129,26 @@ mod tests {
 
     #[test]
     fn urls_of_sqlalchemy_are_understood() {
-        for (url, identity) in [
-            ("sqla+postgresql://u:p@h:5433/db", "postgresql://h:5433/db"),
-            ("postgresql+psycopg2://u@h/db", "postgresql://h:5432/db"),
-            ("postgres://[::1]/db", "postgresql://::1:5432/db"),
+        let tcp = |host: &str| Host::Tcp(host.to_owned());
+        for (url, host, port) in [
+            ("sqla+postgresql://u:p@h:5433/db", tcp("h"), 5433),
+            ("postgresql+psycopg2://u@h/db", tcp("h"), 5432),
+            ("postgres://[::1]/db", tcp("::1"), 5432),
             (
                 "sqla+postgresql://u@/db?host=/run/pg&port=6000",
-                "postgresql:///run/pg:6000/db",
+                Host::Unix("/run/pg".into()),
+                6000,
             ),
             (
                 "sqla+postgresql:///db?host=h&sslmode=disable",
-                "postgresql://h:5432/db",
+                tcp("h"),
+                5432,
             ),
         ] {
-            assert_eq!(address(url).unwrap().identity(), identity, "{url}");
+            let config = address(url).unwrap().config;
+            assert_eq!(config.get_hosts(), [host], "{url}");
+            assert_eq!(config.get_ports(), [port], "{url}");
+            assert_eq!(config.get_dbname(), Some("db"), "{url}");
         }
     }
 

@@ -46,10 +46,6 @@ impl Postgres {
 
 #[async_trait]
 impl Engine for Postgres {
-    fn identity(&self) -> String {
-        self.address.identity()
-    }
-
     async fn open(&self, worker: &str) -> Result<Box<dyn Store>, Error> {
         let connection = self.address.connect().await?;
         let notices = schema::prepare(&connection, &self.names).await?;

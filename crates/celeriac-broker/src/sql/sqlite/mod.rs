@@ -6,7 +6,7 @@ mod schema;
 mod store;
 mod watch;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use async_trait::async_trait;
 use celeriac_core::broker::{Error, ErrorKind};
@@ -27,9 +27,8 @@ pub(super) struct Sqlite {
 
 impl Sqlite {
     pub(super) fn new(url: &ServerUrl, options: &Options) -> Result<Self, Error> {
-        // As SQLAlchemy counts slashes: three before a relative path, four before an absolute one.
-        let path = url.path().strip_prefix('/').unwrap_or(url.path());
-        if path.is_empty() || path == ":memory:" {
+        let path = super::file(url);
+        if matches!(path.to_str(), Some("" | ":memory:")) {
             return Err(Error::new(
                 ErrorKind::Configuration,
                 "broker_url: a database in memory can't be shared",
@@ -38,7 +37,7 @@ impl Sqlite {
         }
         let names = Tables::new(options);
         Ok(Self {
-            path: PathBuf::from(path),
+            path: path.to_owned(),
             tables: names.quoted(schema::quote),
             schema: schema::create(&names),
         })
@@ -47,10 +46,6 @@ impl Sqlite {
 
 #[async_trait]
 impl Engine for Sqlite {
-    fn identity(&self) -> String {
-        format!("sqlite://{}", real_path(&self.path).display())
-    }
-
     async fn open(&self, worker: &str) -> Result<Box<dyn Store>, Error> {
         let database = Database::open(self.path.clone(), self.schema.clone()).await?;
         Ok(Box::new(store::SqliteStore::new(
@@ -59,20 +54,5 @@ impl Engine for Sqlite {
             self.tables.clone(),
             worker,
         )))
-    }
-}
-
-/// The path without links and from the root, even of a file that is yet to be made.
-fn real_path(path: &Path) -> PathBuf {
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    if let Ok(real) = absolute.canonicalize() {
-        return real;
-    }
-    match (
-        absolute.parent().map(Path::canonicalize),
-        absolute.file_name(),
-    ) {
-        (Some(Ok(folder)), Some(name)) => folder.join(name),
-        _ => absolute,
     }
 }
