@@ -29,19 +29,7 @@ pub(super) fn identity(url: &ServerUrl, options: &Options) -> String {
         "mysql" | "mariadb" => ("mysql", "3306"),
         _ => ("postgresql", "5432"),
     };
-    let arguments = options.transport.get("connect_args");
-    let option = |name: &str| {
-        let in_query = url.query(name).map(str::to_owned);
-        let is_there = |value: &String| !value.is_empty();
-        in_query
-            .filter(is_there)
-            .or_else(|| match arguments?.get(name)? {
-                Value::String(text) => Some(text.clone()),
-                Value::Number(number) => Some(number.to_string()),
-                _ => None,
-            })
-            .filter(is_there)
-    };
+    let option = |name: &str| argument(url, options, name);
     let named = |part: Option<&str>, name: &str| part.map(str::to_owned).or_else(|| option(name));
 
     let database = Some(url.path().trim_start_matches('/'))
@@ -70,6 +58,19 @@ pub(super) fn identity(url: &ServerUrl, options: &Options) -> String {
         .or_else(|| option("port"))
         .unwrap_or_else(|| port.to_owned());
     format!("{name}://{host}:{port}/{database}")
+}
+
+/// What the URL's query, or else the transport option `connect_args`, has for the driver: a text or
+/// a number.
+pub(super) fn argument(url: &ServerUrl, options: &Options, name: &str) -> Option<String> {
+    let is_there = |value: &String| !value.is_empty();
+    let in_query = url.query(name).map(str::to_owned).filter(is_there);
+    let in_options = || match options.transport.get("connect_args")?.get(name)? {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    };
+    in_query.or_else(in_options).filter(is_there)
 }
 
 /// The path without links and from the root, even of a file that is yet to be made.

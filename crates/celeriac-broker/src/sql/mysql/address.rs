@@ -10,6 +10,7 @@ use mysql_async::{Opts, OptsBuilder};
 
 use super::connection::Connection;
 use crate::open::Options;
+use crate::sql::identity::argument;
 
 const PORT: u16 = 3306;
 /// Celery's default `broker_connection_timeout`.
@@ -52,7 +53,13 @@ impl Address {
             .map(|host| host.trim_matches(['[', ']']))
             .or_else(|| option("host"))
             .unwrap_or("localhost");
-        let port = url.port().unwrap_or(PORT);
+        let port = match (url.port(), argument(url, options, "port")) {
+            (Some(port), _) => port,
+            (None, Some(text)) => text
+                .parse()
+                .map_err(|_| invalid(format!("the port {text:?} is no number")))?,
+            (None, None) => PORT,
+        };
         let socket = option("unix_socket");
         let connect_timeout = match option("connect_timeout") {
             Some(text) => Duration::from_secs(
@@ -155,6 +162,7 @@ mod tests {
         for (url, host, port, socket) in [
             ("sqla+mysql://u:p@h:3307/db", "h", 3307, None),
             ("mysql+pymysql://u@h/db?charset=utf8mb4", "h", 3306, None),
+            ("mysql+pymysql://u@/db?host=h&port=3307", "h", 3307, None),
             (
                 "sqla+mariadb+mariadbconnector://u@[::1]/db",
                 "::1",
@@ -208,6 +216,7 @@ mod tests {
             ("", ""),
             ("db", "connect_timeout=soon"),
             ("db", "ssl_key=/k"),
+            ("db", "port=x"),
         ] {
             let error = address(&format!("sqla+mysql://u:secret@h/{path}?{query}"))
                 .err()

@@ -12,6 +12,7 @@ use tokio_postgres::config::SslMode;
 
 use super::connection::Connection;
 use crate::open::Options;
+use crate::sql::identity::argument;
 
 const PORT: u16 = 5432;
 /// Celery's default `broker_connection_timeout`.
@@ -67,7 +68,7 @@ impl Address {
             .map(|host| host.trim_matches(['[', ']']))
             .or_else(|| option("host"))
             .unwrap_or(default_host);
-        let port = match (url.port(), option("port")) {
+        let port = match (url.port(), argument(url, options, "port")) {
             (Some(port), _) => port,
             (None, Some(text)) => text
                 .parse()
@@ -150,6 +151,19 @@ mod tests {
             assert_eq!(config.get_ports(), [port], "{url}");
             assert_eq!(config.get_dbname(), Some("db"), "{url}");
         }
+    }
+
+    #[test]
+    fn a_port_may_be_a_number_among_the_options() {
+        let mut options = Options::default();
+        let arguments = serde_json::json!({"host": "h", "port": 6000});
+        options
+            .transport
+            .insert("connect_args".to_owned(), arguments);
+        let url = ServerUrl::parse("sqla+postgresql:///db").unwrap();
+        let config = Address::new(&url, &options).unwrap().config;
+        assert_eq!(config.get_hosts(), [Host::Tcp("h".to_owned())]);
+        assert_eq!(config.get_ports(), [6000]);
     }
 
     #[test]
