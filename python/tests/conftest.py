@@ -209,7 +209,7 @@ class Hosted:
         assert not self._thread.is_alive()
         self._socket.close()
         self._mains.close()
-        self.worker.consumer.consuming.shutdown(DEADLINE)
+        self.worker.consumer.end_consuming(DEADLINE)
         self.worker.consumer.close()
 
 

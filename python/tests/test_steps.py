@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
+import time
 from typing import Any, Callable
 
 import pytest
@@ -339,4 +341,83 @@ def test_an_app_without_such_steps_has_no_thread_for_them(hosted):
     hosted.call("start_steps", blueprint="consumer")
     hosted.call("close_steps")
     hosted.call("end_steps", terminate=False)
+    assert "celeriac-steps" not in [thread.name for thread in threading.enumerate()]
+
+
+# -- Other workers -----------------------------------------------------------------------------
+
+
+class Knowing(bootsteps.StartStopStep):
+    """A step that is called when other workers come and go."""
+
+    requires = ("celery.worker.consumer.gossip:Gossip",)
+    heard: Any = None
+
+    def start(self, c):
+        c.gossip.interval = 0.05
+        for name in ("node_join", "node_leave", "node_lost"):
+            getattr(c.gossip.on, name).add(functools.partial(self.hear, name))
+
+    def hear(self, name, worker):
+        self.heard.put((name, worker.hostname))
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    monkeypatch.setattr(Knowing, "heard", queue.Queue())
+    return Knowing.heard
+
+
+def tell_until_heard(app: Any, heard: Any, hostname: str, kind: str, freq: float) -> Any:
+    """Sends an event of another worker until a step has heard of it."""
+    deadline = time.monotonic() + DEADLINE
+    with app.connection_for_write() as connection:
+        dispatcher = app.events.Dispatcher(connection, hostname=hostname)
+        while time.monotonic() < deadline:
+            dispatcher.send(kind, freq=freq)
+            try:
+                return heard.get(timeout=0.2)
+            except queue.Empty:
+                # Whoever listens on Redis hears only what is sent from then on.
+                pass
+    raise AssertionError("nothing was heard")
+
+
+def test_a_step_hears_of_other_workers(on_broker, server, make_hosted, heard):
+    app = on_broker(server.url())
+    app.steps["consumer"].add(Knowing)
+    hosted = make_hosted()
+    hosted.call("start_steps", blueprint="consumer")
+    tell = functools.partial(tell_until_heard, app, heard)
+    assert tell("two@host", "worker-online", 60) == ("node_join", "two@host")
+    gossip = hosted.worker.consumer.gossip
+    assert [worker.hostname for worker in gossip.state.alive_workers()] == ["two@host"]
+    assert tell("two@host", "worker-offline", 60) == ("node_leave", "two@host")
+    # With such an interval it is missed as soon as it was heard of.
+    assert tell("three@host", "worker-heartbeat", 0) == ("node_join", "three@host")
+    assert heard.get(timeout=DEADLINE) == ("node_lost", "three@host")
+    hosted.call("close_steps")
+    hosted.call("end_steps", terminate=False)
+    assert "celeriac-steps" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_elections_are_held_by_the_parent(on_broker, server, make_hosted):
+    consumer = make_hosted(on_broker(server.url())).worker.consumer
+    asked = []
+    consumer.parent.send = lambda name, arguments: asked.append((name, arguments))
+    consumer.gossip.election("1", "task", {"task": "t"})
+    expected = {"id": "1", "topic": "task", "action": {"task": "t"}}
+    assert asked == [("election", expected)]
+
+
+@pytest.mark.parametrize("broker, options", [("redis", {"without_gossip": True}), ("memory", {})])
+def test_where_there_is_no_gossip_nobody_listens(
+    on_broker, server, make_hosted, heard, broker, options
+):
+    # As in Celery there is none on a broker in memory.
+    app = on_broker(server.url() if broker == "redis" else "memory://")
+    app.steps["consumer"].add(Knowing)
+    hosted = make_hosted(**options)
+    hosted.call("start_steps", blueprint="consumer")
+    assert not hosted.worker.consumer.gossip.enabled
     assert "celeriac-steps" not in [thread.name for thread in threading.enumerate()]

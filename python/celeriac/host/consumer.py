@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, Callable
 
 from celery.bootsteps import ConsumerStep
@@ -137,8 +139,8 @@ class HostedConsumer:
     :attr:`connection` has one of its own.
     """
 
-    gossip = None
     hub = None
+    # Messages of tasks come to the Rust parent.
     task_consumer = None
     restart_count = 0
 
@@ -167,12 +169,51 @@ class HostedConsumer:
         self._dispatcher: Any = None
         self._of_thread = threading.local()
         self._connections: list[Any] = []
+        self._consumes = False
 
     def part_steps(self) -> None:
         """Parts the steps that consume from the others."""
         consuming = [step for step in self.steps if isinstance(step, ConsumerStep)]
         self.steps = [step for step in self.steps if step not in consuming]
         self.consuming = ConsumingSteps(self, consuming)
+
+    # -- what listens ----------------------------------------------------------------------------
+
+    @cached_property
+    def gossip(self) -> Any:
+        """Celery's own, which listens for other workers only where the app asks for it."""
+        from celeriac.host.gossip import HostedGossip
+
+        made = HostedGossip(self)
+        # Threads begin with the steps: before, others may yet be forked of this process.
+        if self._consumes and made.enabled:
+            made.consuming.start()
+        return made
+
+    def start_consuming(self) -> None:
+        """Starts the threads of those steps that consume."""
+        self._consumes = True
+        for each in self._all_consuming():
+            each.start()
+
+    def stop_consuming(self, timeout: float) -> None:
+        """Stops the steps that consume; each is given so many seconds for what it does."""
+        self._consumes = False
+        for each in self._all_consuming():
+            each.stop(timeout)
+
+    def end_consuming(self, timeout: float) -> None:
+        """Ends the threads of the steps that consume, each of which is given so many seconds."""
+        self._consumes = False
+        for each in self._all_consuming():
+            each.shutdown(timeout)
+
+    def _all_consuming(self) -> Iterator[ConsumingSteps]:
+        yield self.consuming
+        # A step may have asked for it while it was started.
+        made: Any = vars(self).get("gossip")
+        if made is not None and made.enabled:
+            yield made.consuming
 
     # -- connections -----------------------------------------------------------------------------
 

@@ -173,7 +173,7 @@ class Main:
             step.start(parent)
         self._started.add(blueprint)
         if blueprint == "consumer":
-            self._consumer.consuming.start()
+            self._consumer.start_consuming()
 
     def close_steps(self) -> None:
         """A shutdown of any kind has begun: what Celery does before running tasks have ended.
@@ -188,7 +188,7 @@ class Main:
             logger.error("Error on closing: %r", exc, exc_info=True)
         self._send_steps("worker", "close", "closing", reverse=False)
         self._send_steps("consumer", "close", "closing", reverse=False)
-        self._consumer.consuming.stop(steps.CLOSING)
+        self._consumer.stop_consuming(steps.CLOSING)
         self._send_steps("consumer", "stop", "stopping")
 
     def end_steps(self, terminate: bool) -> None:
@@ -198,7 +198,7 @@ class Main:
         else:
             self._send_steps("worker", "stop", "stopping")
         self._worker.on_stopped()
-        self._consumer.consuming.shutdown(steps.TERMINATING if terminate else steps.ENDING)
+        self._consumer.end_consuming(steps.TERMINATING if terminate else steps.ENDING)
         self._send_steps("consumer", "shutdown", "shutdown")
 
     def _start_failed(self) -> bool:

@@ -29,6 +29,7 @@ const MODULES: &[(&str, &str)] = modules! {
     "celeriac.host.description": "host/description.py",
     "celeriac.host.errands": "host/errands.py",
     "celeriac.host.errors": "host/errors.py",
+    "celeriac.host.gossip": "host/gossip.py",
     "celeriac.host.local": "host/local.py",
     "celeriac.host.logs": "host/logs.py",
     "celeriac.host.main": "host/main.py",
