@@ -81,6 +81,7 @@ def test_a_slow_command_of_the_app_holds_up_nothing_else(asked):
         while not slow.done():
             assert asked.ask("ping") == {"ok": "pong"}
             assert asked.ask("active") == []
+            assert "broker_url" in asked.ask("conf")
             assert asked.app.add.delay(1, 1).get(timeout=TIMEOUT) == 2
             assert time.monotonic() < began + TIMEOUT
         assert slow.result() == {"ok": "awake"}

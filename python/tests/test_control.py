@@ -157,6 +157,45 @@ def test_a_command_that_takes_long_holds_up_only_other_commands(hosted, panel):
     assert order == ["slow", "quick"]
 
 
+def test_celerys_own_commands_do_not_wait_for_those_of_the_app(hosted, panel):
+    enters, may_leave = threading.Event(), threading.Event()
+
+    @control_command()
+    def slow(state):
+        enters.set()
+        assert may_leave.wait(30)
+
+    first = hosted.begin("control_command", method="slow")
+    assert enters.wait(30)
+    assert "broker_url" in run(hosted, "conf")
+    assert not may_leave.is_set()
+    may_leave.set()
+    assert hosted.answer(first) == {"ok": {"reply": "null"}}
+
+
+def test_a_command_of_the_app_under_a_name_of_celerys_is_the_apps(hosted, panel):
+    order = []
+    enters, may_leave = threading.Event(), threading.Event()
+
+    @control_command()
+    def slow(state):
+        enters.set()
+        assert may_leave.wait(30)
+        order.append("slow")
+
+    @inspect_command()
+    def conf(state, **kwargs):
+        order.append("conf")
+
+    first = hosted.begin("control_command", method="slow")
+    second = hosted.begin("control_command", method="conf")
+    assert enters.wait(30)
+    may_leave.set()
+    assert hosted.answer(second) == {"ok": {"reply": "null"}}
+    assert hosted.answer(first) == {"ok": {"reply": "null"}}
+    assert order == ["slow", "conf"]
+
+
 def test_more_commands_than_can_wait_are_refused(hosted, panel, monkeypatch):
     may_leave = threading.Event()
 

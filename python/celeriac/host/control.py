@@ -9,12 +9,14 @@ Celery's counterparts: ``celery.worker.pidbox.Pidbox`` and ``kombu.pidbox.Node``
 from __future__ import annotations
 
 import base64
+import threading
 from typing import Any
 
 from celery.exceptions import WorkerTerminate
 from celery.utils.log import get_logger
 from celery.worker import state
 
+from celeriac.host import remote
 from celeriac.host.consumer import log_undecodable
 from celeriac.host.plain import as_kombu_reads, as_kombu_writes
 
@@ -26,8 +28,16 @@ class Control:
         self._worker = worker
         self._app = worker.app
         self._made: Any = None
+        #: Celery's commands and the app's have threads of their own, and one node.
+        self._making = threading.Lock()
 
     # -- commands --------------------------------------------------------------------------------
+
+    def is_celerys(self, method: Any) -> bool:
+        """Whether a command is one that Celery defines, and not the app."""
+        from celery.worker.control import Panel
+
+        return remote.is_celerys(Panel.data.get(method))
 
     def command(
         self, method: str, arguments: dict[str, Any] | None = None, clock: int | None = None
@@ -71,24 +81,28 @@ class Control:
 
     @property
     def _node(self) -> Any:
-        if self._made is None:
-            from celery.utils.collections import AttributeDict
-            from celery.utils.functional import pass1
-            from celery.worker.control import Panel
-            from kombu.utils.encoding import safe_str
+        with self._making:
+            if self._made is None:
+                self._made = self._make_node()
+            return self._made
 
-            worker = self._worker
-            self._made = self._mailbox.Node(
-                safe_str(worker.hostname),
-                handlers=Panel.data,
-                state=AttributeDict(
-                    app=self._app,
-                    hostname=worker.hostname,
-                    consumer=worker.consumer,
-                    tset=pass1 if worker.use_eventloop else set,
-                ),
-            )
-        return self._made
+    def _make_node(self) -> Any:
+        from celery.utils.collections import AttributeDict
+        from celery.utils.functional import pass1
+        from celery.worker.control import Panel
+        from kombu.utils.encoding import safe_str
+
+        worker = self._worker
+        return self._mailbox.Node(
+            safe_str(worker.hostname),
+            handlers=Panel.data,
+            state=AttributeDict(
+                app=self._app,
+                hostname=worker.hostname,
+                consumer=worker.consumer,
+                tset=pass1 if worker.use_eventloop else set,
+            ),
+        )
 
     # -- messages --------------------------------------------------------------------------------
 

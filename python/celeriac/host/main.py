@@ -55,6 +55,8 @@ class Main:
         revocations = Revocations(worker.app)
         commands = Errands("celeriac-commands")
         stores = self._stores = Errands("celeriac-stores")
+        #: Who does Celery's own commands, which must not wait for those of the app.
+        self._celerys_commands = Errands("celeriac-celerys-commands")
         #: The calls that may take long, and who does them: the app's own commands, and what asks
         #: the result backend about any number of tasks.
         self._errands = {
@@ -119,10 +121,9 @@ class Main:
                         self._stores.finish(STORING)
                         return
                     number = call.pop("id", None)
-                    if name in self._errands:
-                        if self._errands[name].take(
-                            partial(self._answer_aside, number, name, call, blob)
-                        ):
+                    errands = self._errands_for(name, call)
+                    if errands is not None:
+                        if errands.take(partial(self._answer_aside, number, name, call, blob)):
                             continue
                         refusal = f"too many calls of {name} wait for an answer"
                         if number is None:
@@ -135,6 +136,12 @@ class Main:
             except Closed:
                 # The parent is gone without a word: so must this process be.
                 os._exit(1)
+
+    def _errands_for(self, name: str, call: dict[str, Any]) -> Errands | None:
+        """Who does a call that may take long."""
+        if name == "control_command" and self._control.is_celerys(call.get("method")):
+            return self._celerys_commands
+        return self._errands.get(name)
 
     def _answer_aside(
         self, number: int | None, name: str, call: dict[str, Any], blob: bytes

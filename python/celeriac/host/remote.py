@@ -67,9 +67,7 @@ def remote(worker: Any) -> dict[str, Any]:
         "event_serializer": conf.event_serializer or "json",
         "signs": "auth" in (conf.task_serializer, conf.event_serializer),
         "commands": _commands(),
-        "users": sorted(
-            name for name, handler in _panel().data.items() if not _is_celerys(handler)
-        ),
+        "users": sorted(name for name, handler in _panel().data.items() if not is_celerys(handler)),
         "broker_info": broker_info(app),
         "sw_ver": SOFTWARE_INFO["sw_ver"],
         "sw_sys": SOFTWARE_INFO["sw_sys"],
@@ -92,7 +90,7 @@ def _commands() -> dict[str, dict[str, Any]]:
     }
 
 
-def _is_celerys(handler: Any) -> bool:
+def is_celerys(handler: Any) -> bool:
     """Whether a handler is one that Celery defines: what wraps it is written elsewhere, whatever
     name it goes by."""
     from celery.worker import control
