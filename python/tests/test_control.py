@@ -261,6 +261,20 @@ def test_what_a_command_asks_of_the_worker_reaches_the_parent(hosted, panel, qui
     ]
 
 
+@pytest.mark.parametrize("arguments", [{}, {"modules": []}, {"modules": ["json"]}])
+def test_the_pool_is_restarted(hosted, quiet_app, arguments):
+    quiet_app.conf.worker_pool_restarts = True
+    assert run(hosted, "pool_restart", **arguments) == {"ok": "reload started"}
+    assert hosted.asked == [("pool_restart", {})]
+
+
+@pytest.mark.parametrize("arguments", [{"reload": True}, {"modules": ["json", "not.imported"]}])
+def test_what_can_not_be_reloaded_is_told(hosted, quiet_app, arguments):
+    quiet_app.conf.worker_pool_restarts = True
+    assert "while the worker runs: restart it" in run(hosted, "pool_restart", **arguments)["error"]
+    assert hosted.asked == []
+
+
 def test_an_autoscaler_is_there_where_the_worker_has_one(make_hosted, panel):
     @control_command()
     def scale(state):

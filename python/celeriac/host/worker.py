@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+import sys
 from typing import Any
 
 from celery import bootsteps, signals
@@ -165,7 +166,13 @@ def hosted_worker_class(app: Any) -> type[Any]:
             self.parent.ask("shutdown", warm=False, exitcode=0)
 
         def reload(self, modules: Any = None, reload: bool = False, reloader: Any = None) -> None:
-            self.parent.ask("pool_restart", modules=modules, reload=reload)
+            # Children are forked of a process that loaded the app once: what is imported here and
+            # now would not reach them.
+            if reload or any(module not in sys.modules for module in modules or ()):
+                raise ValueError(
+                    "modules are not imported or reloaded while the worker runs: restart it"
+                )
+            self.parent.ask("pool_restart")
 
     HostedWorker.__name__ = HostedWorker.__qualname__ = base.__name__
     return HostedWorker
