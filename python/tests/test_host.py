@@ -182,6 +182,7 @@ def routed(): pass
     assert remote["broker_info"]["transport_options"]["visibility_timeout"] == 9
     assert "SECRET" not in json.dumps(remote)
     assert remote["sw_sys"] == "Linux"
+    assert (remote["revokes_max"], remote["revoke_expires"]) == (50_000, 10_800)
     assert remote["sw_ver"] == ready["versions"]["celery"]
     assert ready["queues"][0]["consumer_arguments"] == {"x-priority": 3}
     assert ready["queues"][0]["info"]["exchange"]["type"] == "direct"

@@ -102,6 +102,11 @@ pub struct Remote {
     /// Whether revoked stamps are kept there as well.
     #[serde(default)]
     pub keeps_stamps: bool,
+    /// How many revoked ids are known at most (`CELERY_WORKER_REVOKES_MAX`); 0 for any number.
+    pub revokes_max: usize,
+    /// Seconds after which one is forgotten when there are so many
+    /// (`CELERY_WORKER_REVOKE_EXPIRES`); 0 for never.
+    pub revoke_expires: f64,
     /// What `inspect stats` shows of the broker.
     pub broker_info: Value,
     /// The version that events tell.

@@ -29,7 +29,7 @@ const STAMPS: usize = 50_000;
 
 impl Revoked {
     /// At most `bound` ids; when there are more, those older than `lifetime` go, and then the
-    /// oldest.
+    /// oldest. `usize::MAX` and `Duration::MAX` are no bounds.
     pub fn new(bound: usize, lifetime: Duration) -> Self {
         Self {
             bound,
@@ -40,7 +40,8 @@ impl Revoked {
         }
     }
 
-    /// Celery's bounds: 50,000 ids, three hours.
+    /// The bounds that Celery has by default: 50,000 ids, three hours.
+    #[cfg(test)]
     pub fn with_celerys_bounds() -> Self {
         Self::new(50_000, Duration::from_hours(3))
     }
@@ -49,14 +50,16 @@ impl Revoked {
     pub fn insert(&mut self, id: &str, now: Duration) {
         self.added.insert(id.to_owned(), now);
         self.order.push_back((now, id.to_owned()));
-        while self.added.len() > self.bound || self.order.len() > 2 * self.bound.max(1) {
+        while self.added.len() > self.bound
+            || self.order.len() > self.bound.max(1).saturating_mul(2)
+        {
             self.forget_oldest();
         }
         if self.added.len() == self.bound {
             while self
                 .order
                 .front()
-                .is_some_and(|(at, _)| *at + self.lifetime < now)
+                .is_some_and(|(at, _)| now.saturating_sub(*at) > self.lifetime)
             {
                 self.forget_oldest();
             }
@@ -232,5 +235,17 @@ mod tests {
         assert!(revoked.contains("old"));
         revoked.insert("newer", Duration::from_secs(101));
         assert!(!revoked.contains("old"));
+    }
+
+    #[test]
+    fn without_bounds_all_is_known() {
+        let mut revoked = Revoked::new(usize::MAX, Duration::MAX);
+        revoked.insert("old", Duration::ZERO);
+        revoked.insert("new", Duration::MAX);
+        let mut full = Revoked::new(2, Duration::MAX);
+        full.insert("old", Duration::ZERO);
+        full.insert("new", Duration::MAX);
+        assert_eq!(revoked.ids(), ["old", "new"]);
+        assert_eq!(full.ids(), ["old", "new"]);
     }
 }

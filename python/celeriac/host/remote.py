@@ -5,6 +5,7 @@ Counterparts: ``celeriac_core::bus::BusSettings`` and ``celeriac_config``.
 
 from __future__ import annotations
 
+import math
 from types import FunctionType
 from typing import Any
 
@@ -54,7 +55,7 @@ def _is_span(name: str) -> bool:
 
 def remote(worker: Any) -> dict[str, Any]:
     """What a node answers of itself, and what it takes part in."""
-    from celery.worker.state import SOFTWARE_INFO
+    from celery.worker import state
 
     app, conf, options = worker.app, worker.app.conf, worker.options
     return {
@@ -69,10 +70,13 @@ def remote(worker: Any) -> dict[str, Any]:
         "commands": _commands(),
         "users": sorted(name for name, handler in _panel().data.items() if not is_celerys(handler)),
         "broker_info": broker_info(app),
-        "sw_ver": SOFTWARE_INFO["sw_ver"],
-        "sw_sys": SOFTWARE_INFO["sw_sys"],
+        "sw_ver": state.SOFTWARE_INFO["sw_ver"],
+        "sw_sys": state.SOFTWARE_INFO["sw_sys"],
         "pool_restarts": bool(conf.worker_pool_restarts),
         "revoke_store": revocations.reader(app),
+        # Celery has read them from the environment; JSON has no infinite numbers.
+        "revokes_max": state.REVOKES_MAX,
+        "revoke_expires": state.REVOKE_EXPIRES if math.isfinite(state.REVOKE_EXPIRES) else 0,
         "keeps_stamps": revocations.keeps_stamps(app),
     }
 

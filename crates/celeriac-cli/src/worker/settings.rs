@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytestring::ByteString;
 use celeriac_broker::open::{self, open_all};
 use celeriac_config::Description;
+use celeriac_config::description::Remote;
 use celeriac_core::broker::Broker;
 use celeriac_core::bus::BusOptions;
 use celeriac_pool::prefork::machine::Limits;
@@ -139,6 +140,7 @@ fn remote(description: &Description) -> RemoteOptions {
         mingles: remote.control && remote.mingle,
         revoke_store: remote.revoke_store,
         keeps_stamps: remote.keeps_stamps,
+        revokes: revokes(remote),
         gossips: remote.gossip,
         heartbeat: heartbeat(description).as_secs_f64(),
         plain_replies: remote.control_serializer == "json",
@@ -165,6 +167,18 @@ fn remote(description: &Description) -> RemoteOptions {
             .collect(),
         software: ["py-celery", &remote.sw_ver, &remote.sw_sys].map(str::to_owned),
     }
+}
+
+/// How many revoked ids are known at most, and how long those that are too many are kept.
+fn revokes(remote: &Remote) -> (usize, Duration) {
+    let bound = match remote.revokes_max {
+        0 => usize::MAX,
+        bound => bound,
+    };
+    let lifetime = Some(remote.revoke_expires)
+        .filter(|seconds| *seconds > 0.0)
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    (bound, lifetime.unwrap_or(Duration::MAX))
 }
 
 /// Whether any events are sent, as in `celery.worker.consumer.events.Events`.

@@ -87,7 +87,10 @@ impl Command {
                 Meant::No
             };
         }
-        match (&self.pattern, &self.matcher) {
+        // kombu takes what is empty for not given.
+        let pattern = self.pattern.as_deref().filter(|text| !text.is_empty());
+        let matcher = self.matcher.as_deref().filter(|text| !text.is_empty());
+        match (pattern, matcher) {
             (Some(pattern), Some(matcher)) => match matcher::matches(hostname, pattern, matcher) {
                 Ok(true) => Meant::Yes,
                 Ok(false) => Meant::No,
@@ -179,6 +182,8 @@ mod tests {
             (json!({"pattern": "w*", "matcher": "glob"}), Meant::Yes),
             (json!({"pattern": "x*", "matcher": "glob"}), Meant::No),
             (json!({"pattern": "x*", "matcher": null}), Meant::Yes),
+            (json!({"pattern": "x*", "matcher": ""}), Meant::Yes),
+            (json!({"pattern": "", "matcher": "glob"}), Meant::Yes),
             (
                 json!({"destination": ["w2@h"], "pattern": "w*", "matcher": "glob"}),
                 Meant::No,

@@ -6,6 +6,7 @@ use celeriac_core::clock::Now;
 use celeriac_core::journal::Level;
 use celeriac_core::queue::Queue;
 use celeriac_protocol::RateLimit;
+use celeriac_protocol::rate::InvalidRateLimit;
 use serde_json::{Map, Number, Value};
 
 use super::command::{Answer, Arguments, CONTROL};
@@ -82,10 +83,7 @@ impl Core {
         let text = arguments.text("rate_limit").unwrap_or_default();
         let limit = match RateLimit::parse(&text) {
             Ok(limit) => limit,
-            Err(error) => {
-                let error = format!("ValueError({})", python::quoted(&error.to_string()));
-                return Answer::error(format!("Invalid rate limit string: {error}"));
-            }
+            Err(error) => return invalid_rate(&text, &error),
         };
         let Some((name, task)) = self.options.tasks.get_key_value(name.as_str()) else {
             let text = format!("Rate limit attempt for unknown task {name}");
@@ -120,15 +118,24 @@ impl Core {
             self.notice(Level::Error, CONTROL, &text);
             return Answer::error("unknown task");
         };
-        let number = |argument: &str| arguments.get(argument).and_then(as_number);
+        let number = |argument: &str| match arguments.get(argument) {
+            Some(value) if python::is_true(value) => as_number(value).map(Some).ok_or(value),
+            _ => Ok(None),
+        };
+        let (soft, hard) = match (number("soft"), number("hard")) {
+            (Ok(soft), Ok(hard)) => (soft, hard),
+            (Err(wrong), _) | (_, Err(wrong)) => {
+                return Answer::error(format!("Invalid time limit: {}", python::repr(wrong)));
+            }
+        };
         let (name, mut task) = (name.clone(), Arc::clone(task));
         self.remote
             .declared_limits
             .entry(name.clone())
             .or_insert_with(|| task.time_limits());
         let changed = Arc::make_mut(&mut task);
-        changed.soft_time_limit = number("soft");
-        changed.time_limit = number("hard");
+        changed.soft_time_limit = soft;
+        changed.time_limit = hard;
         // Those that have not begun have the new limits as well.
         let waiting = self
             .requests
@@ -272,9 +279,11 @@ impl Core {
 
     pub(super) fn add_consumer(&mut self, arguments: Arguments) -> Answer {
         let queue = arguments.text("queue").unwrap_or_default();
-        let text = |name: &str| arguments.text(name).filter(|text| !text.is_empty());
-        let (exchange, exchange_type) = (text("exchange"), text("exchange_type"));
-        let routing_key = text("routing_key");
+        // An empty name is that of the default exchange, and no type is meant by an empty one.
+        let exchange = arguments.text("exchange");
+        let exchange_type = arguments.text("exchange_type");
+        let exchange_type = exchange_type.filter(|kind| !kind.is_empty());
+        let routing_key = arguments.text("routing_key");
         let mut options = arguments.0;
         for own in ["queue", "exchange", "exchange_type", "routing_key"] {
             options.remove(own);
@@ -370,6 +379,23 @@ impl Core {
             }
         }
     }
+}
+
+/// What Celery's `rate` says of a text that it can't read: it looks at the unit first.
+fn invalid_rate(text: &str, error: &InvalidRateLimit) -> Answer {
+    let (number, unit) = text.split_once('/').unwrap_or((text, ""));
+    if !matches!(unit, "" | "s" | "m" | "h") {
+        return Answer::Raised(format!("KeyError({})", python::quoted(unit)));
+    }
+    let error = if number.trim().parse::<f64>().is_err() {
+        let number = python::quoted(number);
+        format!("could not convert string to float: {number}")
+    } else {
+        // Celery takes these, and has trouble with them later.
+        error.to_string()
+    };
+    let error = python::quoted(&error);
+    Answer::error(format!("Invalid rate limit string: ValueError({error})"))
 }
 
 /// A number, or a text of one, as Celery's command line sends it.

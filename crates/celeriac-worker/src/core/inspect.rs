@@ -61,6 +61,10 @@ impl Core {
     }
 
     pub(super) fn query_task(&self, arguments: &Arguments) -> Answer {
+        if arguments.get("ids").is_none() {
+            let error = "TypeError(\"'NoneType' object is not iterable\")";
+            return Answer::Raised(error.to_owned());
+        }
         let ids: HashSet<String> = arguments.texts("ids").into_iter().collect();
         let hostname = &self.options.hostname;
         let known = self

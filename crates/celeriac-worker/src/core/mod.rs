@@ -213,7 +213,8 @@ impl Core {
         journal: Arc<dyn Journal>,
         now: Now,
     ) -> Self {
-        let mut set = Revoked::with_celerys_bounds();
+        let (bound, lifetime) = options.remote.revokes;
+        let mut set = Revoked::new(bound, lifetime);
         for id in revoked {
             set.insert(&id, now.monotonic);
         }

@@ -31,6 +31,9 @@ pub struct RemoteOptions {
     pub revoke_store: Option<RevokeStore>,
     /// Whether revoked stamps are kept there as well.
     pub keeps_stamps: bool,
+    /// How many revoked ids are known at most, and how long those that are too many are kept
+    /// (`CELERY_WORKER_REVOKES_MAX`, `CELERY_WORKER_REVOKE_EXPIRES`).
+    pub revokes: (usize, Duration),
     /// Whether the events of the other workers are heard.
     pub gossips: bool,
     /// Seconds between heartbeats, as they tell it themselves.

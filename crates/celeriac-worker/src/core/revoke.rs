@@ -231,8 +231,9 @@ fn signal(value: Option<&Value>) -> Result<i32, String> {
             .ok_or_else(|| format!("ValueError('{number} is no signal')"));
     }
     let name = value.as_str().unwrap_or_default();
-    if name.is_empty() || name.chars().any(char::is_lowercase) {
-        return Err("TypeError('signal name must be uppercase.')".to_owned());
+    let is_upper = name.chars().any(char::is_uppercase);
+    if !is_upper || name.chars().any(char::is_lowercase) {
+        return Err("TypeError('signal name must be uppercase string.')".to_owned());
     }
     let full = if name.starts_with("SIG") {
         name.to_owned()
@@ -263,8 +264,18 @@ mod tests {
             assert_eq!(signal(Some(&value)), Ok(number), "{value}");
         }
         assert_eq!(signal(None), Ok(15));
-        for wrong in [json!("kill"), json!("SIGX"), json!(99), json!([1])] {
-            assert!(signal(Some(&wrong)).is_err(), "{wrong}");
+        let upper = "TypeError('signal name must be uppercase string.')";
+        for (wrong, error) in [
+            (json!("kill"), upper),
+            (json!("9"), upper),
+            (json!([1]), upper),
+            (
+                json!("SIGX"),
+                "AttributeError(\"module 'signal' has no attribute 'SIGX'\")",
+            ),
+            (json!(99), "ValueError('99 is no signal')"),
+        ] {
+            assert_eq!(signal(Some(&wrong)), Err(error.to_owned()), "{wrong}");
         }
     }
 }

@@ -88,6 +88,33 @@ fn commands_are_answered_in_celerys_words() {
             json!({"error": "unknown task"}),
         ),
         (
+            "rate_limit",
+            json!({"task_name": "t", "rate_limit": "1/x"}),
+            json!({"error": "KeyError('x')"}),
+        ),
+        (
+            "rate_limit",
+            json!({"task_name": "t", "rate_limit": "often"}),
+            json!({"error": "Invalid rate limit string: \
+                ValueError(\"could not convert string to float: 'often'\")"}),
+        ),
+        (
+            "time_limit",
+            json!({"task_name": "t", "hard": "long"}),
+            json!({"error": "Invalid time limit: 'long'"}),
+        ),
+        (
+            "time_limit",
+            json!({"task_name": "t", "hard": "", "soft": "1.5"}),
+            json!({"ok": "time limits set successfully"}),
+        ),
+        (
+            "query_task",
+            json!({"ids": null}),
+            json!({"error": "TypeError(\"'NoneType' object is not iterable\")"}),
+        ),
+        ("query_task", json!({"ids": []}), json!({})),
+        (
             "revoke",
             json!({"task_id": "a"}),
             json!({"ok": "tasks {'a'} flagged as revoked"}),
@@ -276,6 +303,41 @@ fn revoked_tasks_and_stamps_do_not_run() {
     );
     let by_header = "Discarding revoked task: t[id-2] (revoked by header: {'st': 'a'})";
     assert!(log.contains(&by_header.to_owned()), "{log:?}");
+}
+
+#[test]
+fn a_queue_may_be_added_on_the_default_exchange() {
+    let mut scene = Scene::with(late());
+    for (arguments, expected) in [
+        (json!({"queue": "q"}), (None, None)),
+        (
+            json!({"queue": "q", "exchange": "", "exchange_type": ""}),
+            (Some(""), None),
+        ),
+        (
+            json!({"queue": "q", "exchange": "x", "exchange_type": "topic"}),
+            (Some("x"), Some("topic")),
+        ),
+    ] {
+        scene.awaited.clear();
+        ask(&mut scene, "add_consumer", &arguments);
+        let Some((
+            _,
+            HookCall::SelectQueue {
+                exchange,
+                exchange_type,
+                ..
+            },
+        )) = scene.awaited.first()
+        else {
+            panic!("main is not asked: {arguments}");
+        };
+        assert_eq!(
+            (exchange.as_deref(), exchange_type.as_deref()),
+            expected,
+            "{arguments}"
+        );
+    }
 }
 
 #[test]

@@ -91,6 +91,7 @@ pub(super) fn options(tasks: impl IntoIterator<Item = (&'static str, TaskOptions
             mingles: true,
             revoke_store: Some(RevokeStore::Elsewhere),
             keeps_stamps: true,
+            revokes: (50_000, Duration::from_hours(3)),
             gossips: false,
             heartbeat: 2.0,
             plain_replies: true,
