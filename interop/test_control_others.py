@@ -73,6 +73,14 @@ def test_a_command_of_the_app_that_fails_is_an_answer(asked):
     assert asked.ask("ping") == {"ok": "pong"}
 
 
+def test_a_command_of_the_app_is_told_of_other_workers(fanout_place, start, client):
+    app = client(fanout_place, "controlled")
+    one, two = (start(fanout_place, "-c", "1", app="controlled", alone=False) for _ in range(2))
+    ask_until(app.app, one.node, "knows", lambda known: known == [two.node])
+    assert two.stop() == 0
+    ask_until(app.app, one.node, "knows", lambda known: known == [])
+
+
 @ONLY_OURS
 def test_a_slow_command_of_the_app_holds_up_nothing_else(asked):
     with ThreadPoolExecutor(1) as pool:

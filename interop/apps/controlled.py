@@ -161,6 +161,12 @@ def doze(state, seconds=10.0, text=None):
 
 
 @inspect_command()
+def knows(state):
+    """Name the other workers that this one has heard of."""
+    return sorted(worker.hostname for worker in state.consumer.gossip.state.alive_workers())
+
+
+@inspect_command()
 def breaks(state):
     raise LookupError("nothing there")
 

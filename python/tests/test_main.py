@@ -29,7 +29,10 @@ class Parent:
         self._mains = mains
         self._frames = b""
         worker = SimpleNamespace(
-            app=app, consumer=SimpleNamespace(), hostname="one@host", parent=SimpleNamespace()
+            app=app,
+            consumer=SimpleNamespace(begin=lambda: None),
+            hostname="one@host",
+            parent=SimpleNamespace(),
         )
         self.main = Main(Channel(mains), worker)
 

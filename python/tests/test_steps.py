@@ -401,6 +401,13 @@ def test_a_step_hears_of_other_workers(on_broker, server, make_hosted, heard):
     assert "celeriac-steps" not in [thread.name for thread in threading.enumerate()]
 
 
+def test_what_is_no_step_hears_of_other_workers(on_broker, server, make_hosted, heard):
+    app = on_broker(server.url())
+    consumer = make_hosted(app).worker.consumer
+    consumer.gossip.on.node_join.add(lambda worker: heard.put(worker.hostname))
+    assert tell_until_heard(app, heard, "two@host", "worker-online", 60) == "two@host"
+
+
 def test_elections_are_held_by_the_parent(on_broker, server, make_hosted):
     consumer = make_hosted(on_broker(server.url())).worker.consumer
     asked = []

@@ -185,10 +185,16 @@ class HostedConsumer:
         from celeriac.host.gossip import HostedGossip
 
         made = HostedGossip(self)
-        # Threads begin with the steps: before, others may yet be forked of this process.
+        # Before, others may yet be forked of this process. Callbacks are added in no time, and must
+        # hear of the first that is heard.
         if self._consumes and made.enabled:
-            made.consuming.start()
+            made.consuming.start(0)
         return made
+
+    def begin(self) -> None:
+        """Main runs: where no steps are to be started, what listens need not wait for them."""
+        if not self.app.steps["consumer"]:
+            self.start_consuming()
 
     def start_consuming(self) -> None:
         """Starts the threads of those steps that consume."""

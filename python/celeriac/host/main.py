@@ -108,6 +108,7 @@ class Main:
 
     def run(self) -> None:
         """Serves the parent until it closes the channel or asks main to leave."""
+        self._consumer.begin()
         while True:
             try:
                 try:

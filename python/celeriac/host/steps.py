@@ -55,13 +55,13 @@ class ConsumingSteps:
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Begins, and waits for a while until the steps consume: what is sent to them once the
+    def start(self, timeout: float = STARTING) -> None:
+        """Begins, and waits so many seconds until the steps consume: what is sent to them once the
         worker is ready must find their queues."""
         if self._steps and self._thread is None:
             self._thread = threading.Thread(target=self._run, name="celeriac-steps", daemon=True)
             self._thread.start()
-            self._consuming.wait(STARTING)
+            self._consuming.wait(timeout)
 
     def stop(self, timeout: float) -> None:
         """Has the steps closed and stopped; waits so many seconds for what their handlers do."""
