@@ -20,6 +20,8 @@ pub struct Options {
     pub heartbeat: Option<Duration>,
     /// The node's name, for a server that shows its connections.
     pub node: Option<String>,
+    /// The setting `broker_login_method`: how to log in to RabbitMQ.
+    pub login_method: Option<String>,
     /// The setting `worker_detect_quorum_queues`.
     pub detects_quorum_queues: bool,
     /// Whether the app has any, consumed from here or not.
@@ -37,6 +39,7 @@ impl Default for Options {
             connect_timeout: None,
             heartbeat: None,
             node: None,
+            login_method: None,
             detects_quorum_queues: true,
             has_quorum_queues: false,
             delayed_delivery_queue_type: None,

@@ -224,6 +224,9 @@ pub struct BrokerSettings {
     pub transport_options: Map<String, Value>,
     /// The setting `broker_use_ssl`, if it is on.
     pub ssl: Option<Value>,
+    /// The setting `broker_login_method`, where there is one.
+    #[serde(default)]
+    pub login_method: Option<String>,
 }
 
 impl std::fmt::Debug for BrokerSettings {

@@ -25,8 +25,8 @@ pub enum InvalidTls {
         /// What is wrong with it.
         error: String,
     },
-    /// Only one of the client's certificate and key is given.
-    #[error("certfile and keyfile belong together: one of them is missing")]
+    /// A key is given without its certificate.
+    #[error("certfile and keyfile belong together: certfile is missing")]
     HalfCertificate,
     /// The parts do not fit together.
     #[error("{0}")]
@@ -51,13 +51,15 @@ pub fn client_config(options: Option<&Value>) -> Result<ClientConfig, InvalidTls
     };
     match (text(options, "certfile"), text(options, "keyfile")) {
         (None, None) => Ok(builder.with_no_client_auth()),
-        (Some(certificates), Some(key)) => {
+        (Some(certificates), key) => {
+            // As in Python, one file may hold both.
+            let key = key.unwrap_or(certificates);
             let key = PrivateKeyDer::from_pem_file(key)
                 .map_err(|error| unreadable("keyfile", key, &error))?;
             let certificates = read_certificates("certfile", certificates)?;
             Ok(builder.with_client_auth_cert(certificates, key)?)
         }
-        _ => Err(InvalidTls::HalfCertificate),
+        (None, Some(_)) => Err(InvalidTls::HalfCertificate),
     }
 }
 

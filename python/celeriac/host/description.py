@@ -158,6 +158,7 @@ def _broker(app: Any, worker: Any) -> dict[str, Any]:
         "failover_strategy": strategy if isinstance(strategy, str) else "round-robin",
         "transport_options": json_safe(options),
         "ssl": json_safe(ssl) if ssl else None,
+        "login_method": connection.login_method,
     }
 
 

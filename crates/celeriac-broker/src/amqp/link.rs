@@ -112,6 +112,7 @@ impl Address {
             login: Login {
                 username: url.username().unwrap_or("guest").to_owned(),
                 password: url.password().unwrap_or("guest").to_owned(),
+                method: options.login_method.clone(),
                 vhost,
                 heartbeat: u16::try_from(heartbeat).unwrap_or(u16::MAX),
                 name: options.node.clone(),
@@ -125,7 +126,17 @@ impl Address {
     pub(super) async fn connect(&self) -> Result<Link, Error> {
         match tokio::time::timeout(self.timeout, self.open()).await {
             Ok(Ok(connection)) => Ok(Link(connection)),
-            Ok(Err(failure)) => Err(broker_error(&failure)),
+            Ok(Err(failure)) => {
+                let error = broker_error(&failure);
+                let is_about_the_name = error.message.contains("not valid for name");
+                Err(if is_about_the_name {
+                    error.with_hint(
+                        "set server_hostname in broker_use_ssl to a name in its certificate",
+                    )
+                } else {
+                    error
+                })
+            }
             Err(_) => {
                 let text = format!(
                     "the server does not answer within {} s",

@@ -240,6 +240,7 @@ pub(super) fn consumer(
         connect_timeout: settings.connection_timeout(),
         heartbeat: settings.heartbeat(),
         node: Some(description.worker.hostname.clone()),
+        login_method: description.broker.login_method.clone(),
         detects_quorum_queues: settings.worker_detect_quorum_queues,
         has_quorum_queues: description.broker.has_quorum_queues,
         delayed_delivery_queue_type: settings.broker_native_delayed_delivery_queue_type.clone(),

@@ -22,6 +22,8 @@ pub(in crate::amqp) use super::state::{Arrival, Confirmation, Delivery};
 pub(in crate::amqp) struct Login {
     pub(in crate::amqp) username: String,
     pub(in crate::amqp) password: String,
+    /// `PLAIN`, `AMQPLAIN` or `EXTERNAL`; `PLAIN` by default, or what else takes a password.
+    pub(in crate::amqp) method: Option<String>,
     pub(in crate::amqp) vhost: String,
     /// How often to hear of each other at least, in seconds; 0 asks for none.
     pub(in crate::amqp) heartbeat: u16,
@@ -305,20 +307,31 @@ fn start_ok(start: &[u8], login: &Login) -> Result<Request, Failure> {
 /// How to log in, and with what words.
 fn response(mechanisms: &str, login: &Login) -> Result<(&'static str, Vec<u8>), Failure> {
     let offers = |mechanism: &str| mechanisms.split(' ').any(|offered| offered == mechanism);
-    if offers("PLAIN") {
-        let words = format!("\0{}\0{}", login.username, login.password);
-        return Ok(("PLAIN", words.into_bytes()));
-    }
-    if offers("AMQPLAIN") {
-        let words = json!({"LOGIN": login.username, "PASSWORD": login.password});
-        let mut response = Vec::new();
-        super::super::table::put_table(&words.to_string(), &mut response)?;
-        // The members alone, without the table's length.
-        return Ok(("AMQPLAIN", response.split_off(4)));
-    }
-    Err(Failure::Lost(format!(
-        "the server offers no way to log in with a password, only {mechanisms}"
-    )))
+    let asked = login.method.as_deref();
+    let ways: &[&'static str] = match asked {
+        // Who one is, is in the certificate.
+        Some("EXTERNAL") => &["EXTERNAL"],
+        Some("AMQPLAIN") => &["AMQPLAIN"],
+        _ => &["PLAIN", "AMQPLAIN"],
+    };
+    let Some(way) = ways.iter().find(|way| offers(way)) else {
+        return Err(Failure::Lost(format!(
+            "the server offers {mechanisms} to log in by, and not {}",
+            ways[0]
+        )));
+    };
+    let words = match *way {
+        "PLAIN" => format!("\0{}\0{}", login.username, login.password).into_bytes(),
+        "AMQPLAIN" => {
+            let words = json!({"LOGIN": login.username, "PASSWORD": login.password});
+            let mut table = Vec::new();
+            super::super::table::put_table(&words.to_string(), &mut table)?;
+            // The members alone, without the table's length.
+            table.split_off(4)
+        }
+        _ => Vec::new(),
+    };
+    Ok((way, words))
 }
 
 /// A connection on which nothing is agreed yet.
@@ -396,22 +409,31 @@ mod tests {
 
     #[test]
     fn the_password_is_said_in_a_way_that_the_server_offers() {
-        let login = Login {
+        let mut login = Login {
             username: "u".to_owned(),
             password: "p".to_owned(),
+            method: None,
             vhost: "/".to_owned(),
             heartbeat: 0,
             name: None,
         };
-        let say = |offered| response(offered, &login);
-        assert_eq!(say("AMQPLAIN PLAIN"), Ok(("PLAIN", b"\0u\0p".to_vec())));
-        assert_eq!(
-            say("AMQPLAIN"),
-            Ok((
-                "AMQPLAIN",
-                b"\x05LOGINS\0\0\0\x01u\x08PASSWORDS\0\0\0\x01p".to_vec()
-            ))
-        );
-        assert!(say("EXTERNAL").is_err());
+        let members = b"\x05LOGINS\0\0\0\x01u\x08PASSWORDS\0\0\0\x01p";
+        for (method, offered, expected) in [
+            (None, "AMQPLAIN PLAIN", Some(("PLAIN", &b"\0u\0p"[..]))),
+            (Some("PLAIN"), "AMQPLAIN", Some(("AMQPLAIN", members))),
+            (
+                Some("AMQPLAIN"),
+                "AMQPLAIN PLAIN",
+                Some(("AMQPLAIN", members)),
+            ),
+            (Some("EXTERNAL"), "PLAIN EXTERNAL", Some(("EXTERNAL", b""))),
+            (Some("EXTERNAL"), "PLAIN", None),
+            (None, "EXTERNAL", None),
+        ] {
+            login.method = method.map(str::to_owned);
+            let said = response(offered, &login).ok();
+            let said = said.as_ref().map(|(way, words)| (*way, &words[..]));
+            assert_eq!(said, expected, "{method:?} of {offered}");
+        }
     }
 }
