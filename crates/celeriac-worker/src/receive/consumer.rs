@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use celeriac_core::broker::{
@@ -15,10 +15,12 @@ use celeriac_core::broker::{
 use celeriac_core::journal::{Journal, Level};
 use celeriac_core::queue::Queue;
 use celeriac_core::revokes::KeptRevokes;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::failover::{Failover, Next, RetryPolicy, Strategy};
+pub use super::handle::Handle;
+use super::handle::{Change, Shared};
 use super::tags::{Epoch, Epochs, Unsettled};
 use crate::happening::Happening;
 
@@ -67,49 +69,6 @@ pub enum Event {
     Closed,
 }
 
-/// What the worker wants of its consumer.
-#[derive(Debug, Default)]
-struct Wishes {
-    settlements: Vec<Settlement>,
-    want: Want,
-    /// The number of batches that the worker knew of when it said what it wants.
-    seen: u64,
-    stops: bool,
-    changes: Vec<Change>,
-    /// Since when to read what the broker keeps of revokes, in seconds since 1970.
-    revokes: Option<f64>,
-    /// Whether acknowledgements wait for a claim to go along with: more of them need not be told.
-    holds_acks: bool,
-}
-
-/// A change of what is consumed.
-#[derive(Debug)]
-enum Change {
-    Add(Box<Queue>),
-    Cancel(String),
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    wishes: Mutex<Wishes>,
-    changed: Notify,
-}
-
-impl Shared {
-    fn wishes(&self) -> MutexGuard<'_, Wishes> {
-        // Nothing panics while it is held.
-        self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The worker's end.
-#[derive(Debug)]
-pub struct Handle {
-    shared: Arc<Shared>,
-    events: mpsc::Receiver<Event>,
-    seen: u64,
-}
-
 impl Handle {
     /// Starts a consumer; it connects at once.
     pub fn start(options: Options, journal: Arc<dyn Journal>) -> Self {
@@ -131,66 +90,7 @@ impl Handle {
             missed_revokes: false,
         };
         tokio::spawn(consumer.run());
-        Self {
-            shared,
-            events,
-            seen: 0,
-        }
-    }
-
-    /// The next that happens; `None` when nothing will any more. Safe to cancel.
-    pub async fn next(&mut self) -> Option<Event> {
-        let event = self.events.recv().await;
-        if let Some(Event::Delivered(batch, _)) = &event {
-            self.seen = *batch;
-        }
-        event
-    }
-
-    /// Tells the broker, and says how many messages there is use for now.
-    pub fn exchange(&self, settlements: &mut Vec<Settlement>, want: Want) {
-        let mut wishes = self.shared.wishes();
-        if settlements.is_empty() && (wishes.want, wishes.seen) == (want, self.seen) {
-            return;
-        }
-        let is_more_of_the_same = wishes.holds_acks
-            && (wishes.want, wishes.seen) == (want, self.seen)
-            && settlements.iter().all(is_ack);
-        wishes.settlements.append(settlements);
-        wishes.want = want;
-        wishes.seen = self.seen;
-        drop(wishes);
-        if !is_more_of_the_same {
-            self.shared.changed.notify_one();
-        }
-    }
-
-    /// Has it consume from a further queue, now and whenever it connects.
-    pub fn add_queue(&self, queue: Queue) {
-        self.change(Change::Add(Box::new(queue)));
-    }
-
-    /// Has it consume from a queue no more.
-    pub fn cancel_queue(&self, queue: String) {
-        self.change(Change::Cancel(queue));
-    }
-
-    /// Has it tell what the broker keeps of revokes since then, in seconds since 1970, before it
-    /// takes further messages: see [`Event::Revokes`].
-    pub fn read_revokes(&self, since: f64) {
-        self.shared.wishes().revokes = Some(since);
-        self.shared.changed.notify_one();
-    }
-
-    fn change(&self, change: Change) {
-        self.shared.wishes().changes.push(change);
-        self.shared.changed.notify_one();
-    }
-
-    /// Has it settle what is left, and leave the broker.
-    pub fn stop(&self) {
-        self.shared.wishes().stops = true;
-        self.shared.changed.notify_one();
+        Self::new(shared, events)
     }
 }
 
@@ -198,10 +98,6 @@ impl Handle {
 fn is_refused(error: &Error) -> bool {
     use ErrorKind::{Configuration, Denied, Refused};
     matches!(error.kind, Denied | Configuration | Refused)
-}
-
-fn is_ack(settlement: &Settlement) -> bool {
-    settlement.fate == Fate::Ack
 }
 
 struct Consumer {

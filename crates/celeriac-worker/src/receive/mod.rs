@@ -3,4 +3,5 @@
 pub mod consumer;
 pub mod decode;
 pub mod failover;
+mod handle;
 pub(crate) mod tags;
