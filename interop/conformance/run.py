@@ -30,9 +30,15 @@ from harness.servers import RabbitServer, RedisServer  # noqa: E402
 from harness.workers import ROOT  # noqa: E402
 
 TARGET = ROOT / "target" / "conformance"
-#: Fails now and then on Celery's own worker: it revokes without waiting for an answer, and what it
-#: sends next may begin before. Celery's project tries it up to three times, we do twice.
-MAY_FLAP = {"test_tasks.py::test_tasks::test_revoked_by_headers_complex_canvas"}
+#: Tests that race with the worker, which are tried twice.
+MAY_FLAP = {
+    # Fails now and then on Celery's own worker: it revokes without waiting for an answer, and what
+    # it sends next may begin before. Celery's project tries it up to three times.
+    "test_tasks.py::test_tasks::test_revoked_by_headers_complex_canvas",
+    # Clears the flag that is set when its task is received after it has sent the task: on a busy
+    # machine that may be too late.
+    "test_tasks.py::test_task_replacement::test_replaced_task_nesting_level_0",
+}
 #: How many parts are run at once by default.
 AT_ONCE = 6
 #: What the suite expects of pytest's configuration.
