@@ -38,6 +38,10 @@ MAY_FLAP = {
     # Clears the flag that is set when its task is received after it has sent the task: on a busy
     # machine that may be too late.
     "test_tasks.py::test_task_replacement::test_replaced_task_nesting_level_0",
+    # Applies a chord twice. Celery's client makes the chord a new one just before it sends the last
+    # task of the header: where a worker is done with the first before that, its part counts as a
+    # late copy of the chord that is over, and the body never runs.
+    "test_canvas.py::test_chord::test_reapplying_frozen_chord_dispatches_body_again",
 }
 #: How many parts are run at once by default.
 AT_ONCE = 6
