@@ -13,6 +13,8 @@ mod identity;
 mod lease;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod pace;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod server;
 mod session;
 mod store;
 mod tables;

@@ -4,17 +4,15 @@
 
 use std::time::Duration;
 
-use celeriac_core::broker::{Error, ErrorKind};
+use celeriac_core::broker::Error;
 use celeriac_net::ServerUrl;
 use mysql_async::{Opts, OptsBuilder};
 
 use super::connection::Connection;
 use crate::open::Options;
-use crate::sql::identity::argument;
+use crate::sql::server::{Given, invalid};
 
 const PORT: u16 = 3306;
-/// Celery's default `broker_connection_timeout`.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Between two signs of life on a silent connection.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// What the server is told of a connection: not to lock what is only looked at; to end one that was
@@ -34,40 +32,18 @@ pub(super) struct Address {
 impl Address {
     /// Reads the URL, and the options that are SQLAlchemy's `connect_args`.
     pub(super) fn new(url: &ServerUrl, options: &Options) -> Result<Self, Error> {
-        let arguments = options.transport.get("connect_args");
-        let option = |name: &str| {
-            url.query(name)
-                .or_else(|| arguments?.get(name)?.as_str())
-                .filter(|value| !value.is_empty())
-        };
-        let invalid =
-            |what: String| Error::new(ErrorKind::Configuration, format!("broker_url: {what}"));
+        let given = Given { url, options };
+        let option = |name: &str| given.text(name);
 
         let database = url.path().trim_start_matches('/');
         if database.is_empty() {
-            return Err(invalid("the name of the database is missing".to_owned())
+            return Err(invalid("the name of the database is missing")
                 .with_hint("sqla+mysql://user:password@host/database"));
         }
-        let host = url
-            .host()
-            .map(|host| host.trim_matches(['[', ']']))
-            .or_else(|| option("host"))
-            .unwrap_or("localhost");
-        let port = match (url.port(), argument(url, options, "port")) {
-            (Some(port), _) => port,
-            (None, Some(text)) => text
-                .parse()
-                .map_err(|_| invalid(format!("the port {text:?} is no number")))?,
-            (None, None) => PORT,
-        };
+        let host = given.host().unwrap_or("localhost");
+        let port = given.port(PORT)?;
         let socket = option("unix_socket");
-        let connect_timeout = match option("connect_timeout") {
-            Some(text) => Duration::from_secs(
-                text.parse()
-                    .map_err(|_| invalid(format!("connect_timeout {text:?} is no number")))?,
-            ),
-            None => options.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
-        };
+        let connect_timeout = given.connect_timeout()?;
         let builder = OptsBuilder::default()
             .ip_or_hostname(host)
             .tcp_port(port)
@@ -80,9 +56,7 @@ impl Address {
             .db_name(Some(database))
             .setup(SETUP.map(str::to_owned).to_vec());
         Ok(Self {
-            options: with_tls(builder, option)
-                .map_err(|what| invalid(what.to_owned()))?
-                .into(),
+            options: with_tls(builder, option).map_err(invalid)?.into(),
             connect_timeout,
         })
     }
@@ -151,6 +125,8 @@ fn asks_for_tls<'o>(option: &impl Fn(&str) -> Option<&'o str>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use celeriac_core::broker::ErrorKind;
+
     use super::*;
 
     fn address(url: &str) -> Result<Address, Error> {

@@ -5,18 +5,16 @@
 use std::path::Path;
 use std::time::Duration;
 
-use celeriac_core::broker::{Error, ErrorKind};
+use celeriac_core::broker::Error;
 use celeriac_net::ServerUrl;
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 
 use super::connection::Connection;
 use crate::open::Options;
-use crate::sql::identity::argument;
+use crate::sql::server::{Given, invalid};
 
 const PORT: u16 = 5432;
-/// Celery's default `broker_connection_timeout`.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// A peer that acknowledges nothing for so long is gone.
 const SILENCE: Duration = Duration::from_secs(30);
 /// Where Debian's servers and clients meet.
@@ -32,14 +30,8 @@ pub(super) struct Address {
 impl Address {
     /// Reads the URL, and the options that are SQLAlchemy's `connect_args`.
     pub(super) fn new(url: &ServerUrl, options: &Options) -> Result<Self, Error> {
-        let arguments = options.transport.get("connect_args");
-        let option = |name: &str| {
-            url.query(name)
-                .or_else(|| arguments?.get(name)?.as_str())
-                .filter(|value| !value.is_empty())
-        };
-        let invalid =
-            |what: String| Error::new(ErrorKind::Configuration, format!("broker_url: {what}"));
+        let given = Given { url, options };
+        let option = |name: &str| given.text(name);
 
         let mut config = Config::new();
         config.application_name(option("application_name").unwrap_or("celeriac"));
@@ -63,25 +55,9 @@ impl Address {
         } else {
             "localhost"
         };
-        let host = url
-            .host()
-            .map(|host| host.trim_matches(['[', ']']))
-            .or_else(|| option("host"))
-            .unwrap_or(default_host);
-        let port = match (url.port(), argument(url, options, "port")) {
-            (Some(port), _) => port,
-            (None, Some(text)) => text
-                .parse()
-                .map_err(|_| invalid(format!("the port {text:?} is no number")))?,
-            (None, None) => PORT,
-        };
-        let connect_timeout = match option("connect_timeout") {
-            Some(text) => Duration::from_secs(
-                text.parse()
-                    .map_err(|_| invalid(format!("connect_timeout {text:?} is no number")))?,
-            ),
-            None => options.connect_timeout.unwrap_or(CONNECT_TIMEOUT),
-        };
+        let host = given.host().unwrap_or(default_host);
+        let port = given.port(PORT)?;
+        let connect_timeout = given.connect_timeout()?;
         config
             .host(host)
             .port(port)
@@ -94,11 +70,11 @@ impl Address {
             "disable" => SslMode::Disable,
             "allow" | "prefer" => SslMode::Prefer,
             "require" | "verify-ca" | "verify-full" => SslMode::Require,
-            other => return Err(invalid(format!("sslmode {other:?} is unknown"))),
+            other => return Err(invalid(&format!("sslmode {other:?} is unknown"))),
         });
         #[cfg(not(feature = "tls"))]
         if config.get_ssl_mode() == SslMode::Require {
-            return Err(invalid(format!("sslmode is {mode}"))
+            return Err(invalid(&format!("sslmode is {mode}"))
                 .with_hint("this build of celeriac has no TLS"));
         }
         Ok(Self {
@@ -120,6 +96,7 @@ impl Address {
 
 #[cfg(test)]
 mod tests {
+    use celeriac_core::broker::ErrorKind;
     use tokio_postgres::config::Host;
 
     use super::*;
