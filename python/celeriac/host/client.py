@@ -7,6 +7,7 @@ where the broker has no fanout, and what keeps a revoke for workers that start l
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import warnings
 from typing import Any
@@ -63,37 +64,17 @@ def _mailbox_class() -> type[Any]:
 
         app: Any = None
 
-        def _broadcast(
-            self,
-            command: str,
-            arguments: dict[str, Any] | None = None,
-            destination: Any = None,
-            reply: bool = False,
-            timeout: float | None = 1,
-            limit: int | None = None,
-            callback: Any = None,
-            channel: Any = None,
-            serializer: str | None = None,
-            pattern: str | None = None,
-            matcher: str | None = None,
-        ) -> Any:
+        def _broadcast(self, *args: Any, **kwargs: Any) -> Any:
+            broadcast = super()._broadcast
+            called = inspect.signature(broadcast).bind(*args, **kwargs)
+            called.apply_defaults()
+            given = called.arguments
             # Kept before it is told: a node that begins in between has heard it or finds it. What
             # is for some nodes only is none of the others' business.
-            for_all = destination is None and pattern is None
-            kept = for_all and keep(self.app, command, arguments or {})
-            replies = super()._broadcast(
-                command,
-                arguments,
-                destination,
-                reply,
-                timeout,
-                limit,
-                callback,
-                channel,
-                serializer,
-                pattern,
-                matcher,
-            )
+            for_all = given["destination"] is None and given["pattern"] is None
+            kept = for_all and keep(self.app, given["command"], given["arguments"] or {})
+            replies = broadcast(*called.args, **called.kwargs)
+            reply, callback = given["reply"], given["callback"]
             if not (reply and kept and not replies):
                 return replies
             instead = {"revoked": {"ok": KEPT}}
