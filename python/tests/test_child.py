@@ -15,7 +15,9 @@ import pytest
 from celery.app import trace
 from celery.exceptions import Ignore, Reject
 
+from celeriac.exceptions import SoftMemoryLimitExceeded
 from celeriac.host import child
+from celeriac.host.interrupted import Interrupted
 
 HOSTNAME = "tested@host"
 #: What the Rust parent receives with.
@@ -49,6 +51,10 @@ def tasks(app):
     @app.task(name="retry", shared=False, bind=True)
     def retry(self):
         raise self.retry(exc=KeyError("k"), countdown=60)
+
+    @app.task(name="interrupted", shared=False, autoretry_for=(Exception,))
+    def interrupted():
+        raise Interrupted("the worker is shutting down", requeue=True)
 
     # As Celery's process_initializer does.
     trace.setup_worker_optimizations(app, HOSTNAME)
@@ -288,16 +294,33 @@ def test_a_request_that_cannot_be_read_is_undecodable_and_the_next_job_is_done(p
     assert parent.done()[0] == child.SUCCESS
 
 
-def test_a_soft_time_limit_hits_its_own_job_alone(tasks):
+def test_a_soft_limit_hits_its_own_job_alone(tasks):
     from billiard.exceptions import SoftTimeLimitExceeded
 
-    page = bytearray(8)
+    page = bytearray(9)
     worker = SimpleNamespace(_page=page, current_job=5)
-    page[:] = (4).to_bytes(8, sys.byteorder)
-    child._PoolWorker._on_soft_time_limit(worker, 0, None)
-    page[:] = (5).to_bytes(8, sys.byteorder)
-    with pytest.raises(SoftTimeLimitExceeded):
-        child._PoolWorker._on_soft_time_limit(worker, 0, None)
+
+    def signal_for(job: int, limit: int) -> None:
+        page[:] = job.to_bytes(8, sys.byteorder) + bytes([limit])
+        child._PoolWorker._on_soft_limit(worker, 0, None)
+
+    signal_for(4, 0)
+    with pytest.raises(SoftMemoryLimitExceeded):
+        signal_for(5, 1)
+    for limit in (0, 2):
+        with pytest.raises(SoftTimeLimitExceeded) as raised:
+            signal_for(5, limit)
+        assert isinstance(raised.value, Reject) is bool(limit)
+        assert getattr(raised.value, "requeue", False) is bool(limit)
     worker.current_job = 0
-    page[:] = bytes(8)
-    child._PoolWorker._on_soft_time_limit(worker, 0, None)
+    signal_for(0, 0)
+
+
+def test_an_interrupted_job_is_to_run_again_and_has_no_result(parent):
+    parent.send("interrupted")
+    parent.run()
+    outcome, _, _, detail = parent.done()
+    assert outcome == child.REJECT
+    text, _, pickled = detail.partition(b"\0")
+    assert json.loads(text)["requeue"] is True
+    assert isinstance(pickle.loads(pickled).exception, Interrupted)

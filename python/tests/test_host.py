@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +31,7 @@ app = Celery("hosted", broker="sqla+sqlite:///secret.db", backend="cache+memory:
 
 def modules() -> list[tuple[str, str]]:
     found = [("celeriac.", (SOURCES / "__init__.py").read_text())]
+    found.append(("celeriac.exceptions", (SOURCES / "exceptions.py").read_text()))
     for path in (SOURCES / "host").glob("*.py"):
         name = "celeriac.host." if path.stem == "__init__" else f"celeriac.host.{path.stem}"
         found.append((name, path.read_text()))
@@ -315,12 +318,18 @@ def starts(**_): logger.warning("child")
     assert "child" in messages["1.log"]
 
 
-def fork_child(started: Host) -> tuple[socket.socket, int]:
-    """A child that can work: its channel, and its process."""
+def make_page() -> int:
+    page = os.memfd_create("page")
+    os.ftruncate(page, mmap.PAGESIZE + 8192)
+    return page
+
+
+def fork_child(started: Host, page: int | None = None) -> tuple[socket.socket, int]:
+    """A child that can work: its channel, and its process. ``page`` is its control page, unless
+    nobody looks at it."""
     ours, childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(20)
-    page = os.memfd_create("page")
-    os.ftruncate(page, 4096)
+    page = make_page() if page is None else os.dup(page)
     request = json.dumps({"fork": "child", "number": 1, "index": 0}).encode()
     socket.send_fds(started.zygote, [request], [childs.fileno(), page])
     childs.close()
@@ -346,6 +355,7 @@ def test_a_child_forked_from_the_zygote_does_a_job(host, tmp_path):
     assert (kind, outcome, job) == (child.DONE, child.SUCCESS, 9)
     assert done[child._DONE.size :] == b"5"
     exited = json.loads(started.zygote.recv(4096))
+    assert exited.pop("peak") > 1000, "KiB"
     assert exited == {"exited": pid, "code": child.EX_RECYCLE}
     ours.close()
     # Main answers calls, also those that it does not know.
@@ -455,4 +465,33 @@ def test_a_child_stores_results_in_redis_with_one_request(host, server):
         assert json.loads(server.client.get(f"celery-task-meta-{number}"))["result"] == 5
     # The first was sent twice: the server did not know the script.
     assert server.calls("evalsha", "eval", "multi") == [3, 1, 0]
+    ours.close()
+
+
+def test_the_last_words_of_a_killed_child_are_there(host):
+    text = """
+import logging, os, sys
+@app.task
+def die():
+    logging.getLogger("mine").warning("logged")
+    print("printed", file=sys.stderr)
+    os.kill(os.getpid(), 9)
+"""
+    started = host(text)
+    assert "ready" in started.answer
+    started.control.write({"split": True})
+    started.zygote.recv(4096)
+    page = make_page()
+    ours, pid = fork_child(started, page)
+    request = json.dumps({"task": "hosted.die", "id": "1", "celeriac": None}).encode()
+    ours.send(child._JOB.pack(child.JOB, 0, 0, len(request), 9) + request + b"[[], {}, {}]")
+    exited = json.loads(started.zygote.recv(4096))
+    assert (exited["exited"], exited["signal"]) == (pid, 9)
+    left = os.pread(page, 8192, mmap.PAGESIZE)
+    job, written = struct.unpack_from("<QQ", left)
+    words = left[16 : 16 + written].decode()
+    assert job == 9
+    assert "WARNING/mine] logged" in words
+    assert "printed" in words
+    os.close(page)
     ours.close()

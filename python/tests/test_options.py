@@ -35,6 +35,16 @@ def test_options_count_over_the_settings(app):
     assert given["concurrency"] == "3"
 
 
+def test_options_that_celery_does_not_have_are_settings(app):
+    app.conf.celeriac_max_memory = 5
+    app.conf.celeriac_soft_memory_per_child = 6
+    made = options.worker_arguments(app, {"max_memory": 7, "hard_memory_per_child": 8})
+    assert not made.keys() & set(options.OWN_OPTIONS)
+    assert app.conf.celeriac_max_memory == 7
+    assert app.conf.celeriac_hard_memory_per_child == 8
+    assert app.conf.celeriac_soft_memory_per_child == 6
+
+
 def test_settings_on_the_command_line_are_the_apps(app):
     options.worker_arguments(app, {"extra": ["worker.prefetch_multiplier=5", "task.acks_late=yes"]})
     assert app.conf.worker_prefetch_multiplier == 5

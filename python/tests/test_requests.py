@@ -113,6 +113,15 @@ def test_a_lost_task_that_goes_back_to_its_queue_is_heard_of_and_not_stored(
     assert (app.AsyncResult("id-1").state, failures) == ("PENDING", [])
 
 
+def test_a_task_that_is_given_up_fails_where_celery_would_repeat_it(app, requests, monkeypatch):
+    task = app.tasks["add"]
+    monkeypatch.setattr(task, "acks_late", True)
+    monkeypatch.setattr(task, "reject_on_worker_lost", True)
+    requests.lost(message(), BODY, "signal 11 (SIGSEGV)")
+    assert app.AsyncResult("id-1").state == "FAILURE"
+    assert task.reject_on_worker_lost is True
+
+
 def test_a_lost_task_is_not_sent_again_by_its_failure(app, requests, monkeypatch):
     # The parent has had that tried already.
     monkeypatch.setattr(app.tasks["add"], "retry_on_worker_lost", True, raising=False)

@@ -14,6 +14,8 @@
 mod addressed;
 #[cfg(feature = "amqp")]
 pub mod amqp;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 #[cfg(any(
     feature = "redis",
     feature = "sqlite",
@@ -21,6 +23,7 @@ pub mod amqp;
     feature = "mysql"
 ))]
 mod inbox;
+mod limit;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mysql"))]
 pub mod local;
 pub mod memory;

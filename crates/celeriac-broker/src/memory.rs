@@ -10,27 +10,58 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use celeriac_core::broker::{
-    Broker, Capabilities, Delivery, DeliveryTag, Error, Fate, Maintained, Session, Settlement, Want,
+    Broker, Capabilities, Delay, Delayed, Delivery, DeliveryTag, Error, Fate, Maintained, Session,
+    Settlement, Want,
 };
+use celeriac_core::dead_letter::{Bounds, DeadLetter};
+use celeriac_core::limit::SharedLimitStore;
 use celeriac_core::queue::Queue;
 use celeriac_protocol::Message;
+use jiff::Timestamp;
 use tokio::sync::Notify;
+
+use crate::limit::memory::MemoryLimits;
 
 /// Queues in memory.
 #[derive(Clone, Default)]
 pub struct MemoryBroker {
     store: Arc<Store>,
+    limits: MemoryLimits,
 }
 
 #[derive(Default)]
 struct Store {
     queues: Mutex<HashMap<Arc<str>, VecDeque<Message>>>,
+    delayed: Mutex<Vec<Delayed>>,
+    dead: Mutex<Vec<DeadLetter>>,
     arrived: Notify,
 }
 
 impl Store {
     fn queues(&self) -> MutexGuard<'_, HashMap<Arc<str>, VecDeque<Message>>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn delayed(&self) -> MutexGuard<'_, Vec<Delayed>> {
+        self.delayed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn dead(&self) -> MutexGuard<'_, Vec<DeadLetter>> {
+        self.dead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has messages come whose moment is there; tells how long until the next.
+    fn move_due(&self) -> Option<Duration> {
+        let now = Timestamp::now();
+        let due: Vec<Delayed> = self
+            .delayed()
+            .extract_if(.., |delayed| delayed.until <= now)
+            .collect();
+        for delayed in due {
+            self.put(&delayed.queue, delayed.message, false);
+        }
+        let next = self.delayed().iter().map(|delayed| delayed.until).min()?;
+        Some(Duration::try_from(next.duration_since(now)).unwrap_or_default())
     }
 
     fn put(&self, queue: &Arc<str>, message: Message, last: bool) {
@@ -70,6 +101,7 @@ impl Broker for MemoryBroker {
         Capabilities {
             priorities: false,
             recovers: true,
+            delays: true,
             tags_outlive_connections: false,
         }
     }
@@ -81,6 +113,10 @@ impl Broker for MemoryBroker {
             fetched: BTreeMap::new(),
             next_tag: 1,
         }))
+    }
+
+    fn limits(&self) -> Option<SharedLimitStore> {
+        Some(Arc::new(self.limits.clone()))
     }
 }
 
@@ -103,6 +139,17 @@ impl MemorySession {
             Fate::Requeue => {
                 message.delivery_info.redelivered = true;
                 self.store.put(&queue, message, true);
+            }
+            Fate::Delay(Delay { until, marks }) => {
+                message.headers = marks.write(&message.headers).into_owned().into();
+                match until {
+                    Some(until) => self.store.delayed().push(Delayed {
+                        until,
+                        queue,
+                        message,
+                    }),
+                    None => self.store.put(&queue, message, true),
+                }
             }
         }
     }
@@ -149,6 +196,7 @@ impl Session for MemorySession {
         for settlement in settlements.iter().rev() {
             self.settle(*settlement);
         }
+        self.store.move_due();
         let mut deliveries = Vec::new();
         let mut queues = self.store.queues();
         while deliveries.len() < want.runnable {
@@ -175,7 +223,10 @@ impl Session for MemorySession {
     }
 
     async fn wait(&mut self) -> Result<(), Error> {
-        drop(tokio::time::timeout(Duration::from_secs(1), self.store.arrived.notified()).await);
+        let arrived = self.store.arrived.notified();
+        let wait = Duration::from_secs(1);
+        let wait = self.store.move_due().map_or(wait, |next| next.min(wait));
+        drop(tokio::time::timeout(wait, arrived).await);
         Ok(())
     }
 
@@ -202,6 +253,60 @@ impl Session for MemorySession {
     async fn publish(&mut self, queue: &str, message: &Message) -> Result<(), Error> {
         self.store.put(&queue.into(), message.clone(), true);
         Ok(())
+    }
+
+    async fn delayed(&mut self, count: usize) -> Result<Vec<Delayed>, Error> {
+        let mut delayed = self.store.delayed().clone();
+        delayed.retain(|delayed| self.queues.contains(&delayed.queue));
+        delayed.sort_by_key(|delayed| delayed.until);
+        delayed.truncate(count);
+        Ok(delayed)
+    }
+
+    async fn return_delayed(&mut self) -> Result<u64, Error> {
+        let all = std::mem::take(&mut *self.store.delayed());
+        let count = all.len() as u64;
+        for delayed in all {
+            self.store.put(&delayed.queue, delayed.message, false);
+        }
+        Ok(count)
+    }
+
+    async fn bury(&mut self, letter: &DeadLetter, bounds: Bounds) -> Result<(), Error> {
+        let mut dead = self.store.dead();
+        dead.retain(|other| {
+            let age = Duration::try_from(letter.died_at.duration_since(other.died_at));
+            other.id != letter.id && age.is_ok_and(|age| age <= bounds.age)
+        });
+        dead.push(letter.clone());
+        let beyond = dead.len().saturating_sub(bounds.number);
+        dead.drain(..beyond);
+        Ok(())
+    }
+
+    async fn dead_letters(&mut self) -> Result<Vec<DeadLetter>, Error> {
+        Ok(self.store.dead().iter().rev().cloned().collect())
+    }
+
+    async fn replay(&mut self, ids: &[String]) -> Result<u64, Error> {
+        let chosen: Vec<DeadLetter> = self
+            .store
+            .dead()
+            .extract_if(.., |letter| ids.contains(&letter.id))
+            .collect();
+        for letter in &chosen {
+            if let Ok(message) = celeriac_protocol::envelope::decode(&letter.message.bytes()) {
+                self.store.put(&letter.queue.as_str().into(), message, true);
+            }
+        }
+        Ok(chosen.len() as u64)
+    }
+
+    async fn forget(&mut self, ids: &[String]) -> Result<u64, Error> {
+        let mut dead = self.store.dead();
+        let before = dead.len();
+        dead.retain(|letter| !ids.contains(&letter.id));
+        Ok((before - dead.len()) as u64)
     }
 
     async fn close(self: Box<Self>) -> Result<(), Error> {

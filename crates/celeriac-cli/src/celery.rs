@@ -23,18 +23,7 @@ pub(crate) fn become_celery(global: &Global, command: &dyn CeleryCommand) -> Fai
     };
     let mut celery = Command::new(&python);
     celery.args(["-c", client::LOADER, &sources.as_raw_fd().to_string()]);
-    if let Some(app) = global.app() {
-        celery.args(["-A", &app]);
-    }
-    if let Some(workdir) = &global.workdir {
-        celery.arg("--workdir").arg(workdir);
-    }
-    if global.no_color() == Some(true) {
-        celery.arg("--no-color");
-    }
-    if global.quiet {
-        celery.arg("--quiet");
-    }
+    celery.args(global.words());
     let error = celery
         .args(command.words())
         .envs(global.environment())

@@ -1,10 +1,13 @@
 //! celeriac: runs your Celery app on a worker written in Rust.
 
+mod app_broker;
 mod arguments;
 mod celery;
 mod console;
 mod demo;
+mod dlq;
 mod failure;
+mod health;
 mod interpreter;
 mod journal;
 mod worker;
@@ -34,6 +37,10 @@ fn main() -> ExitCode {
             Ok(status) => return status,
             Err(failure) => failure,
         },
+        Command::Dlq(options) => match dlq::run(global, options) {
+            Ok(status) => return status,
+            Err(failure) => failure,
+        },
         Command::Call(call) => celery::become_celery(global, call),
         Command::Result(result) => celery::become_celery(global, result),
         Command::Purge(purge) => celery::become_celery(global, purge),
@@ -47,6 +54,10 @@ fn main() -> ExitCode {
             celery::become_celery(global, &Remote { name, arguments })
         }
         Command::Status(status) => celery::become_celery(global, status),
+        Command::Health(health) => match health::command::run(health) {
+            Ok(status) => return status,
+            Err(failure) => failure,
+        },
         Command::Events(events) => celery::become_celery(global, events),
         Command::Migrate(migrate) => celery::become_celery(global, migrate),
         Command::Amqp(amqp) => celery::become_celery(global, amqp),

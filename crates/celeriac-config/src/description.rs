@@ -29,6 +29,9 @@ pub struct Description {
     pub broker: BrokerSettings,
     /// Where its results go, without a password.
     pub result_backend: String,
+    /// The same with its password.
+    #[serde(default)]
+    pub result_backend_url: Secret,
     /// MIME types that may be opened.
     pub accept_content: Vec<String>,
     /// The queues to consume from.
@@ -55,6 +58,17 @@ pub struct Description {
     pub has_consumer_steps: bool,
     /// What the operator should know.
     pub warnings: Vec<String>,
+}
+
+/// A URL that may hold a password: it is not shown.
+#[derive(Clone, Default, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
 }
 
 impl Description {
@@ -252,10 +266,39 @@ pub struct Settings {
     pub broker_connection_timeout: Option<f64>,
     /// Seconds between two heartbeats, zero for none.
     pub broker_heartbeat: Option<f64>,
+    /// Where HTTP probes are answered: `HOST:PORT`. celeriac's own setting.
+    pub celeriac_health_address: Option<String>,
+    /// Seconds that a warm shutdown waits for running tasks, as the app wrote them. celeriac's own
+    /// setting.
+    pub celeriac_shutdown_deadline: Option<Value>,
     /// The type of the queues in which RabbitMQ holds tasks with an ETA.
     pub broker_native_delayed_delivery_queue_type: Option<String>,
+    /// KiB at which a child is ended with its process group.
+    pub celeriac_hard_memory_per_child: Option<u64>,
+    /// KiB that the worker with all its processes may hold.
+    pub celeriac_max_memory: Option<u64>,
+    /// Heed how much memory the machine and the cgroup have left; `None` is yes.
+    pub celeriac_memory_pressure: Option<bool>,
+    /// KiB at which an exception is raised in a task.
+    pub celeriac_soft_memory_per_child: Option<u64>,
     /// Kill late-acknowledged tasks when the connection is lost.
     pub worker_cancel_long_running_tasks_on_connection_loss: bool,
+    /// Keep messages that are to come later in the broker, and dead letters; `None` for yes.
+    pub celeriac_delay_store: Option<bool>,
+    /// Seconds that a dead letter is kept.
+    pub celeriac_dead_letter_expires: Option<f64>,
+    /// How many dead letters are kept.
+    pub celeriac_dead_letter_limit: Option<f64>,
+    /// Where limits are kept; `None` for the broker or the result backend.
+    pub celeriac_limit_store: Option<Secret>,
+    /// Limits of tasks and queues.
+    pub celeriac_limits: Value,
+    /// Tasks that are unique.
+    pub celeriac_unique: Value,
+    /// How many processes or workers a task may kill before it is a dead letter; 0 for any number.
+    pub celeriac_max_deaths: Option<f64>,
+    /// Seconds that a task is kept which no worker knows.
+    pub celeriac_unknown_task_grace: Option<f64>,
     /// Look for quorum queues, which need native delayed delivery.
     pub worker_detect_quorum_queues: bool,
     /// Wait at a cold shutdown although nothing runs.

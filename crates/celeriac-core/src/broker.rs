@@ -10,9 +10,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use celeriac_protocol::Message;
+use celeriac_protocol::{Marks, Message};
+use jiff::Timestamp;
 
 use crate::bus::{Bus, BusOptions};
+use crate::dead_letter::{Bounds, DeadLetter};
+use crate::limit::SharedLimitStore;
 use crate::queue::Queue;
 use crate::revokes::KeptRevokes;
 
@@ -37,6 +40,11 @@ pub trait Broker: Send + Sync + fmt::Debug {
     /// See [`Error::retry`] for whether trying again may help.
     async fn open_bus(&self, _options: &BusOptions) -> Result<Option<Box<dyn Bus>>, Error> {
         Ok(None)
+    }
+
+    /// Where the same server or database keeps limits; `None` when it is no place for them.
+    fn limits(&self) -> Option<SharedLimitStore> {
+        None
     }
 }
 
@@ -86,6 +94,40 @@ pub trait Session: Send {
     /// Puts a message into a queue, and returns when it is safe there.
     async fn publish(&mut self, queue: &str, message: &Message) -> Result<(), Error>;
 
+    /// Messages that wait for their moment in the delay store, at most `count`, the earliest first:
+    /// those of the queues that are consumed. Nothing where the store can't be looked into.
+    async fn delayed(&mut self, _count: usize) -> Result<Vec<Delayed>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// Puts all messages of the delay store into their queues now, whoever consumes them, and tells
+    /// how many there were: for a fleet that goes back to Celery. Those that are delayed meanwhile
+    /// stay.
+    async fn return_delayed(&mut self) -> Result<u64, Error> {
+        Ok(0)
+    }
+
+    /// Keeps a dead letter, and returns when it is safe. One with the same id is replaced; what is
+    /// beyond the bounds goes.
+    async fn bury(&mut self, _letter: &DeadLetter, _bounds: Bounds) -> Result<(), Error> {
+        Err(keeps_no_dead_letters())
+    }
+
+    /// The dead letters, the latest first.
+    async fn dead_letters(&mut self) -> Result<Vec<DeadLetter>, Error> {
+        Err(keeps_no_dead_letters())
+    }
+
+    /// Puts dead letters back into their queues as they first came, and tells how many there were.
+    async fn replay(&mut self, _ids: &[String]) -> Result<u64, Error> {
+        Err(keeps_no_dead_letters())
+    }
+
+    /// Forgets dead letters, and tells how many there were.
+    async fn forget(&mut self, _ids: &[String]) -> Result<u64, Error> {
+        Err(keeps_no_dead_letters())
+    }
+
     /// What the broker keeps of revokes since `since`, in seconds since 1970: nothing where nobody
     /// has kept any, or where this broker is no place for them.
     async fn revokes(&mut self, _since: f64) -> Result<KeptRevokes, Error> {
@@ -95,6 +137,10 @@ pub trait Session: Send {
     /// Leaves the broker in order: leases end at once, nothing waits for a timeout.
     /// What is still fetched has been released before by [`Session::exchange`].
     async fn close(self: Box<Self>) -> Result<(), Error>;
+}
+
+fn keeps_no_dead_letters() -> Error {
+    Error::new(ErrorKind::Refused, "this broker keeps no dead letters")
 }
 
 /// How many messages a worker has use for.
@@ -126,6 +172,8 @@ pub struct Capabilities {
     pub priorities: bool,
     /// A message of a dead worker comes back by itself.
     pub recovers: bool,
+    /// There is a delay store: [`Fate::Delay`] is carried out.
+    pub delays: bool,
     /// A tag can still be settled after the connection was lost and made anew.
     pub tags_outlive_connections: bool,
 }
@@ -139,6 +187,9 @@ pub struct Maintained {
     pub restored: u64,
     /// When to call again.
     pub next: Duration,
+    /// For how long from the beginning of this call nobody else is given what is fetched, should no
+    /// further call succeed; `None` where it stays for as long as the connection.
+    pub leased: Option<Duration>,
 }
 
 /// A message that was fetched and is not settled yet.
@@ -186,6 +237,28 @@ pub enum Fate {
     Requeue,
     /// It was not begun: put it where it was taken from, unmarked.
     Release,
+    /// It is to come later: keep it in the delay store.
+    Delay(Delay),
+}
+
+/// How a message comes again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Delay {
+    /// Not before this moment; `None` for at once, after the messages that wait.
+    pub until: Option<Timestamp>,
+    /// With these marks in place of its own.
+    pub marks: Marks,
+}
+
+/// A message in the delay store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delayed {
+    /// When it comes.
+    pub until: Timestamp,
+    /// The queue that it comes to.
+    pub queue: Arc<str>,
+    /// Itself.
+    pub message: Message,
 }
 
 /// What went wrong between the worker and its broker.

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use celeriac_protocol::TimeLimits;
 
+use crate::evidence::Evidence;
+
 /// Something that runs jobs.
 #[async_trait]
 pub trait Pool: Send {
@@ -19,6 +21,14 @@ pub trait Pool: Send {
 
     /// Ends a job: by a signal if it runs, otherwise by giving it back.
     fn terminate(&mut self, key: RequestKey, signal: i32);
+
+    /// Raises the soft time limit's exception in a job that runs. If it `requeues`, the job ends
+    /// with [`Outcome::Reject`] where the exception is not caught, otherwise with
+    /// [`Outcome::Failure`].
+    fn interrupt(&mut self, key: RequestKey, requeues: bool);
+
+    /// How its processes are.
+    fn condition(&self) -> Condition;
 
     /// The wanted number of processes.
     fn size(&self) -> usize;
@@ -44,6 +54,19 @@ pub trait Pool: Send {
 
     /// Waits for something to tell. Safe to cancel.
     async fn next(&mut self) -> Vec<PoolEvent>;
+}
+
+/// How the processes of a pool are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Condition {
+    /// The wanted number of processes.
+    pub wanted: usize,
+    /// Processes that can take jobs, or run them.
+    pub up: usize,
+    /// Whether there is something that processes can be forked from.
+    pub can_fork: bool,
+    /// Processes that died while they started, since the last one that came up.
+    pub failures: u32,
 }
 
 /// Names a request from its delivery to its end, within one worker.
@@ -120,8 +143,10 @@ pub enum PoolEvent {
         key: RequestKey,
         /// The process.
         pid: u32,
-        /// How it ended.
+        /// Why it ended.
         cause: LossCause,
+        /// What it left behind.
+        evidence: Evidence,
     },
     /// A job that had not begun was given back: the request is the worker's again.
     Returned {
@@ -148,6 +173,17 @@ pub enum PoolEvent {
         /// The request that is killed with it.
         killed: Option<RequestKey>,
     },
+    /// The soft memory limit was passed; the exception is being raised in the task.
+    SoftMemoryLimit {
+        /// The request.
+        key: RequestKey,
+        /// What its process group holds, in KiB.
+        resident: u64,
+        /// What it may hold, in KiB.
+        limit: u64,
+    },
+    /// Memory is so short that no tasks may be fetched while one runs; `None` when that is over.
+    Pressure(Option<Shortage>),
     /// The pool can't start processes, and never could.
     CannotStart {
         /// What an operator has to know.
@@ -158,13 +194,14 @@ pub enum PoolEvent {
 }
 
 /// How a process of the pool ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ExitStatus {
     /// It exited with this status.
     Code(i32),
     /// This signal ended it.
     Signal(i32),
     /// Nobody saw it end.
+    #[default]
     Unknown,
 }
 
@@ -242,12 +279,58 @@ pub enum LossCause {
         /// What it was allowed, in KiB.
         limit: u64,
     },
+    /// The worker killed it, which held the most, before the kernel had to.
+    Pressure {
+        /// What it held, in KiB.
+        resident: u64,
+        /// What was short.
+        shortage: Shortage,
+    },
     /// The worker terminated it: the task was revoked, or the worker shuts down.
     Terminated,
     /// It was killed for the hard time limit, which was told before.
     TimeLimit,
     /// It ended before it read the job, which it thus never began.
     Unread,
+}
+
+/// Memory that is short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shortage {
+    /// What of.
+    pub of: ShortOf,
+    /// What is left, in KiB; in percent of [`ShortOf::Time`].
+    pub available: u64,
+    /// All of it, likewise.
+    pub total: u64,
+}
+
+/// What may be short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShortOf {
+    /// The machine's memory.
+    Machine,
+    /// That of the worker's cgroup, or of one that it is in.
+    Cgroup,
+    /// What the whole worker may hold.
+    Worker,
+    /// Time in which processes do anything but wait for memory.
+    Time,
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (available, total) = (self.available, self.total);
+        match self.of {
+            ShortOf::Machine => write!(f, "the machine has {available} KiB of {total} KiB left"),
+            ShortOf::Cgroup => write!(f, "the cgroup has {available} KiB of {total} KiB left"),
+            ShortOf::Worker => write!(f, "the worker has {available} KiB of {total} KiB left"),
+            ShortOf::Time => {
+                let stalled = total.saturating_sub(available);
+                write!(f, "all processes wait for memory {stalled} % of the time")
+            }
+        }
+    }
 }
 
 /// How a job ended in the process that ran it.

@@ -1,8 +1,10 @@
-//! How to reach a server: broker URLs as kombu writes them, TLS, connections to Redis.
+//! How to reach a server: broker URLs as kombu writes them, TLS, connections to Redis, and where
+//! local sockets are.
 //!
 //! Not for: what is said over a connection (`celeriac-broker`), or when to connect again
 //! (`celeriac-worker`).
 
+pub mod runtime_folder;
 #[cfg(feature = "tls")]
 pub mod tls;
 pub mod url;

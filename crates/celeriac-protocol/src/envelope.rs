@@ -11,6 +11,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 
 use crate::json::{self, Object};
+use crate::marks::Marks;
 use crate::message::{DeliveryInfo, Message};
 
 /// Python's `b64encode` pads; some clients do not.
@@ -161,6 +162,33 @@ pub fn mark_redelivered(text: &str) -> Cow<'_, str> {
     Cow::Owned(envelope.to_string())
 }
 
+/// The envelope `text` with these marks in its headers; `text` itself when it is no envelope.
+pub fn with_marks(text: &str, marks: Marks) -> Cow<'_, str> {
+    let Ok(mut envelope) = Object::parse(text) else {
+        return Cow::Borrowed(text);
+    };
+    let marked = envelope.get("headers").map(|headers| marks.write(headers));
+    let Some(Cow::Owned(marked)) = marked else {
+        return Cow::Borrowed(text);
+    };
+    envelope.set("headers", marked);
+    Cow::Owned(envelope.to_string())
+}
+
+/// The envelope `text` with one more death among its marks: its worker died while it had it.
+pub fn with_a_death(text: &str) -> Cow<'_, str> {
+    let Ok(envelope) = Object::parse(text) else {
+        return Cow::Borrowed(text);
+    };
+    let headers = envelope.get("headers").map(Object::parse);
+    let Some(Ok(headers)) = headers else {
+        return Cow::Borrowed(text);
+    };
+    let marks = Marks::read(&headers);
+    let deaths = marks.deaths.saturating_add(1);
+    with_marks(text, Marks { deaths, ..marks })
+}
+
 fn decode_body(body: &str, encoding: Option<&str>) -> Result<Bytes, Undecodable> {
     let body = match json::as_str(body) {
         Some(body) => body,
@@ -260,6 +288,26 @@ mod tests {
         );
         assert_eq!(mark_redelivered(&once), once);
         assert_eq!(mark_redelivered("no envelope"), "no envelope");
+    }
+
+    #[test]
+    fn marks_come_and_go() {
+        let marks = Marks {
+            deaths: 1,
+            ..Marks::default()
+        };
+        let marked = with_marks(CAPTURED, marks).into_owned();
+        let message = decode_text(&marked).unwrap();
+        assert_eq!(
+            Marks::read(&Object::parse(&message.headers).unwrap()),
+            marks
+        );
+        assert_eq!(with_marks(&marked, Marks::default()), CAPTURED);
+        assert_eq!(with_marks("no envelope", marks), "no envelope");
+        let again = with_a_death(&marked);
+        let message = decode_text(&again).unwrap();
+        assert_eq!(Marks::of(&message).deaths, 2);
+        assert_eq!(with_a_death("no envelope"), "no envelope");
     }
 
     #[test]

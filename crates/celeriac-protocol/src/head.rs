@@ -11,6 +11,7 @@ use bytestring::ByteString;
 use jiff::Timestamp;
 
 use crate::json::{self, Object};
+use crate::marks::Marks;
 use crate::timestamp;
 
 /// The fields of a task message that a worker acts on.
@@ -36,6 +37,8 @@ pub struct Head {
     pub stamped_headers: Option<ByteString>,
     /// The stamps, as JSON text.
     pub stamps: Option<ByteString>,
+    /// What workers of celeriac know of its earlier deliveries.
+    pub marks: Marks,
 }
 
 impl Head {
@@ -107,6 +110,7 @@ impl Head {
             shadow: text("shadow").filter(|shadow| !shadow.is_empty()),
             stamped_headers: raw("stamped_headers"),
             stamps: raw("stamps"),
+            marks: Marks::read(members),
             task: task.clone().ok_or_else(|| invalid(Invalidity::TaskName))?,
             id: id.clone().ok_or_else(|| invalid(Invalidity::Id))?,
         })

@@ -226,12 +226,21 @@ impl<'de: 'a, 'a> Deserialize<'de> for RawObject<'a> {
     }
 }
 
+/// Python's words for numbers that JSON does not have, and numbers that are as long.
+const PYTHON_FLOATS: [(&str, &str); 3] = [
+    ("NaN", "0.0"),
+    ("Infinity", "0.000000"),
+    ("-Infinity", "-0.000000"),
+];
+
 /// A copy of `text` with Python's `NaN` and `Infinity` replaced by numbers of the same length, so
-/// that offsets stay true; `None` when it has neither.
+/// that offsets stay true; `None` when it has neither. Only whole words are replaced: `NaN0` and
+/// `-NaN` are no numbers for Python either.
 fn mask_python_floats(text: &str) -> Option<String> {
     if !text.contains("NaN") && !text.contains("Infinity") {
         return None;
     }
+    let is_between = |c: char| " \t\r\n,:[]{}".contains(c);
     let mut masked = String::with_capacity(text.len());
     let mut in_string = false;
     let mut rest = text;
@@ -245,15 +254,21 @@ fn mask_python_floats(text: &str) -> Option<String> {
                 None
             };
             next.len_utf8() + escaped.map_or(0, char::len_utf8)
-        } else if rest.starts_with("NaN") {
-            masked.push_str("0.0");
-            rest = &rest[3..];
-            continue;
-        } else if rest.starts_with("Infinity") {
-            masked.push_str("0.000000");
-            rest = &rest[8..];
-            continue;
         } else {
+            let begins_word = masked.chars().next_back().is_none_or(is_between);
+            let is_word = |word: &str| {
+                let after = rest.strip_prefix(word)?;
+                after.chars().next().is_none_or(is_between).then_some(after)
+            };
+            let float = PYTHON_FLOATS
+                .iter()
+                .filter(|_| begins_word)
+                .find_map(|(word, number)| Some((is_word(word)?, number)));
+            if let Some((after, number)) = float {
+                masked.push_str(number);
+                rest = after;
+                continue;
+            }
             in_string = next == '"';
             next.len_utf8()
         };
@@ -329,6 +344,12 @@ mod tests {
             "{\"a\": }",
             "{} x",
             "{\"a\": nan}",
+            "{\"a\": NaN0}",
+            "{\"a\": 1NaN}",
+            "{\"a\": -NaN}",
+            "{\"a\": 1Infinity}",
+            "{\"a\": --Infinity}",
+            "{\"a\": \"\"NaN}",
             "NaN",
         ] {
             assert!(Object::parse(text).is_err(), "{text}");

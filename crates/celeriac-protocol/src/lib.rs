@@ -12,6 +12,7 @@ pub mod content;
 pub mod envelope;
 pub mod head;
 pub mod json;
+pub mod marks;
 pub mod message;
 pub mod rate;
 pub mod request;
@@ -19,5 +20,6 @@ pub mod timestamp;
 
 pub use content::AcceptContent;
 pub use head::{Head, InvalidTask, TimeLimit, TimeLimits};
+pub use marks::Marks;
 pub use message::{DeliveryInfo, Message};
 pub use rate::RateLimit;

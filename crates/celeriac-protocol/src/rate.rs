@@ -46,6 +46,13 @@ impl RateLimit {
     }
 }
 
+impl RateLimit {
+    /// Between two tasks that begin evenly.
+    pub fn interval(self) -> Duration {
+        Duration::try_from_secs_f64(1.0 / self.0).unwrap_or(Duration::MAX)
+    }
+}
+
 impl fmt::Display for RateLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/s", self.0)

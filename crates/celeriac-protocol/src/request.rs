@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 
 use crate::json::{Object, quote};
+use crate::marks;
 use crate::message::Message;
 
 /// The headers of `message` with the members that Celery adds to them, as one JSON object.
@@ -20,7 +21,8 @@ pub fn to_json(message: &Message, hostname: &str) -> String {
         text.map_or_else(|| "null".to_owned(), |text| quote(text))
     };
 
-    let headers = message.headers.trim_end().strip_suffix('}').unwrap_or("{");
+    let headers = marks::unmarked(&message.headers);
+    let headers = headers.trim_end().strip_suffix('}').unwrap_or("{");
     let mut json = String::with_capacity(headers.len() + message.properties.len() + 256);
     json.push_str(headers);
     if !headers.trim_end().ends_with('{') {
@@ -77,6 +79,12 @@ mod tests {
             r#"{"id": "1", "x": NaN, "properties": {"correlation_id": "1", "priority": 3}, "reply_to": null, "correlation_id": "1", "hostname": "w@h", "delivery_info": {"exchange": "", "routing_key": "q\"x", "priority": 3, "redelivered": true}}"#
         );
         assert!(Object::parse(&json).is_ok());
+    }
+
+    #[test]
+    fn marks_are_not_for_the_task() {
+        let json = to_json(&message(r#"{"id": "1", "celeriac": {"deaths": 1}}"#), "w@h");
+        assert_eq!(json, to_json(&message(r#"{"id": "1"}"#), "w@h"));
     }
 
     #[test]

@@ -3,8 +3,11 @@
 //! Celery's counterparts: the constants of `celery.worker.consumer.consumer`,
 //! `celery.worker.strategy` and `celery.worker.request`.
 
+use std::time::Duration;
+
+use celeriac_core::dead_letter::DeadLetter;
 use celeriac_core::journal::{Level, Record};
-use celeriac_core::pool::ExitStatus;
+use celeriac_core::pool::{ExitStatus, Shortage};
 use celeriac_protocol::json::{self, Object};
 use celeriac_protocol::{Message, TimeLimit};
 use serde_json::{Map, Value};
@@ -43,6 +46,13 @@ pub enum Happening<'h> {
         /// The stamp for which it is revoked, if that is why.
         stamp: Option<&'h str>,
     },
+    /// A unique task is dropped: another one of its kind is under way.
+    TaskDuplicate {
+        /// The task.
+        request: &'h Request,
+        /// The other one's id.
+        of: &'h str,
+    },
     /// A process runs a task.
     TaskAccepted {
         /// The task.
@@ -63,6 +73,16 @@ pub enum Happening<'h> {
         request: &'h Request,
         /// The limit.
         limit: TimeLimit,
+    },
+    /// The soft time limit's exception is raised in a task, for the shutdown's deadline is over.
+    Interrupted {
+        /// The task.
+        request: &'h Request,
+    },
+    /// A task's process is ended, for it went on after the shutdown's deadline.
+    EndedAtShutdown {
+        /// The task.
+        request: &'h Request,
     },
     /// A process was lost whose task had succeeded.
     SucceededBeforeLoss {
@@ -124,6 +144,8 @@ pub enum Happening<'h> {
         task: &'h str,
         /// The message.
         message: &'h Message,
+        /// For how long it is kept, should another worker know the task.
+        kept: Option<Duration>,
     },
     /// A task came that can't be one.
     InvalidTask {
@@ -131,6 +153,11 @@ pub enum Happening<'h> {
         reason: &'h str,
         /// The message.
         message: &'h Message,
+    },
+    /// A message can't be dealt with: it is kept.
+    Buried {
+        /// What is kept of it.
+        letter: &'h DeadLetter,
     },
     /// The broker is reached.
     Connected {
@@ -196,6 +223,20 @@ pub enum Happening<'h> {
         /// Whether it is killed for it.
         is_killed: bool,
     },
+    /// A task holds more memory than it may; the exception is being raised in it.
+    SoftMemoryLimit {
+        /// The request.
+        request: &'h Request,
+        /// What it holds, in KiB.
+        resident: u64,
+        /// What it may, in KiB.
+        limit: u64,
+    },
+    /// Memory is short, or is not any more.
+    Pressure {
+        /// What is short.
+        shortage: Option<Shortage>,
+    },
     /// A cold shutdown waits for tasks.
     SoftShutdown {
         /// How long, in seconds.
@@ -225,6 +266,7 @@ impl Happening<'_> {
             Self::TaskAccepted { .. } => Level::Debug,
             Self::TaskReceived { .. }
             | Self::TaskDiscarded { .. }
+            | Self::TaskDuplicate { .. }
             | Self::Adopted { .. }
             | Self::AlreadyDone { .. }
             | Self::Connected { .. }
@@ -232,8 +274,18 @@ impl Happening<'_> {
             | Self::Ready { .. }
             | Self::ScalingUp { .. }
             | Self::ScalingDown { .. } => Level::Info,
+            Self::Pressure { shortage } => {
+                if shortage.is_some() {
+                    Level::Warning
+                } else {
+                    Level::Info
+                }
+            }
             Self::SoftTimeLimit { .. }
+            | Self::SoftMemoryLimit { .. }
             | Self::HardTimeLimitRequeued { .. }
+            | Self::Interrupted { .. }
+            | Self::EndedAtShutdown { .. }
             | Self::SucceededBeforeLoss { .. }
             | Self::LostAndRequeued { .. }
             | Self::LeaseLost { .. }
@@ -252,7 +304,8 @@ impl Happening<'_> {
             | Self::UnknownTask { .. }
             | Self::InvalidTask { .. }
             | Self::CannotConnect { .. }
-            | Self::ProcessDied { .. } => Level::Error,
+            | Self::ProcessDied { .. }
+            | Self::Buried { .. } => Level::Error,
             Self::Undecodable { .. } | Self::GaveUp { .. } => Level::Critical,
         }
     }
@@ -276,9 +329,13 @@ impl Happening<'_> {
         match self {
             Self::TaskReceived { request, .. }
             | Self::TaskDiscarded { request, .. }
+            | Self::TaskDuplicate { request, .. }
             | Self::TaskAccepted { request, .. }
             | Self::SoftTimeLimit { request, .. }
+            | Self::SoftMemoryLimit { request, .. }
             | Self::HardTimeLimitRequeued { request, .. }
+            | Self::Interrupted { request }
+            | Self::EndedAtShutdown { request }
             | Self::SucceededBeforeLoss { request, .. }
             | Self::LostAndRequeued { request, .. }
             | Self::HookFailed { request, .. }
@@ -292,9 +349,13 @@ impl Happening<'_> {
         match self {
             Self::TaskReceived { .. } => STRATEGY,
             Self::TaskDiscarded { .. }
+            | Self::TaskDuplicate { .. }
             | Self::TaskAccepted { .. }
             | Self::SoftTimeLimit { .. }
+            | Self::SoftMemoryLimit { .. }
             | Self::HardTimeLimitRequeued { .. }
+            | Self::Interrupted { .. }
+            | Self::EndedAtShutdown { .. }
             | Self::SucceededBeforeLoss { .. }
             | Self::LostAndRequeued { .. }
             | Self::HookFailed { .. }
@@ -302,6 +363,7 @@ impl Happening<'_> {
             | Self::Adopted { .. }
             | Self::AlreadyDone { .. } => REQUEST,
             Self::Undecodable { .. }
+            | Self::Buried { .. }
             | Self::UnknownMessage { .. }
             | Self::UnknownTask { .. }
             | Self::InvalidTask { .. }
@@ -313,7 +375,7 @@ impl Happening<'_> {
             Self::Ready { .. } => APPS,
             Self::ScalingUp { .. } | Self::ScalingDown { .. } => AUTOSCALE,
             Self::ProcessDied { .. } | Self::TooMuchMemory { .. } => POOL,
-            Self::SoftShutdown { .. } | Self::Notice { .. } => WORKER,
+            Self::Pressure { .. } | Self::SoftShutdown { .. } | Self::Notice { .. } => WORKER,
             Self::Remote { logger, .. } => logger,
         }
     }
@@ -327,6 +389,9 @@ impl Happening<'_> {
                 });
                 format!("Discarding revoked task: {}{by}", request.label())
             }
+            Self::TaskDuplicate { request, of } => {
+                format!("Discarding duplicate task: {} is as {of}", request.label())
+            }
             Self::TaskAccepted { request, pid } => {
                 format!("Task accepted: {} pid:{pid}", request.label())
             }
@@ -339,6 +404,21 @@ impl Happening<'_> {
             Self::HardTimeLimitRequeued { request, limit } => {
                 format!(
                     "Hard time limit ({limit}s) exceeded for {}: it will run again",
+                    request.label()
+                )
+            }
+            Self::Interrupted { request } => format!(
+                "The shutdown's deadline is over: SoftTimeLimitExceeded is raised in {}",
+                request.label()
+            ),
+            Self::EndedAtShutdown { request } => {
+                let left = if request.task.acks_late {
+                    "it will run again"
+                } else {
+                    "it was acknowledged when it began, and is lost"
+                };
+                format!(
+                    "The shutdown's deadline is over: {} is ended; {left}",
                     request.label()
                 )
             }
@@ -389,9 +469,13 @@ impl Happening<'_> {
                  The full contents of the message body was: {}\n",
                 report(message)
             ),
-            Self::UnknownTask { task, message } => format!(
+            Self::UnknownTask {
+                task,
+                message,
+                kept,
+            } => format!(
                 "Received unregistered task of type '{task}'.\n\
-                 The message has been ignored and discarded.\n\n\
+                 {}\n\n\
                  Did you remember to import the module containing this task?\n\
                  Or maybe you're using relative imports?\n\n\
                  Please see\n\
@@ -400,6 +484,7 @@ impl Happening<'_> {
                  The full contents of the message body was:\n{}\n\n\
                  The full contents of the message headers:\n{}\n\n\
                  The delivery info for this task is:\n{}\n",
+                kept_for(*kept),
                 dump(&message.body),
                 headers(message),
                 delivery_info(message),
@@ -412,6 +497,16 @@ impl Happening<'_> {
                  https://docs.celeryq.dev/en/latest/internals/protocol.html\n\n\
                  The full contents of the message body was:\n{}\n",
                 dump(&message.body)
+            ),
+            Self::Buried { letter } => format!(
+                "{}[{}] is a dead letter now: {} after {} attempts: {} \
+                 (celeriac dlq show {})",
+                letter.task.as_deref().unwrap_or("A message"),
+                letter.id,
+                letter.cause,
+                letter.attempts,
+                letter.reason,
+                letter.id,
             ),
             Self::Connected { url } => format!("Connected to {url}"),
             Self::CannotConnect { url, error, next } => {
@@ -439,6 +534,20 @@ impl Happening<'_> {
                 format!(
                     "child process {pid} {what} after exceeding memory limit ({resident}KiB / {limit}KiB)"
                 )
+            }
+            Self::SoftMemoryLimit {
+                request,
+                resident,
+                limit,
+            } => format!(
+                "Soft memory limit ({limit}KiB) exceeded for {}: {resident}KiB",
+                request.label()
+            ),
+            Self::Pressure {
+                shortage: Some(shortage),
+            } => format!("Too little memory, no tasks are fetched while one runs: {shortage}"),
+            Self::Pressure { shortage: None } => {
+                "There is enough memory again: tasks are fetched".to_owned()
             }
             Self::SoftShutdown { seconds } => {
                 format!("Initiating Soft Shutdown, terminating in {seconds:?} seconds")
@@ -529,4 +638,15 @@ fn report(message: &Message) -> String {
         delivery_info(message),
         headers(message)
     )
+}
+
+/// What becomes of a message whose task is not known.
+fn kept_for(time: Option<Duration>) -> String {
+    match time {
+        Some(time) => format!(
+            "The message is kept for {} s: another worker may know the task.",
+            time.as_secs()
+        ),
+        None => "The message has been ignored and discarded.".to_owned(),
+    }
 }

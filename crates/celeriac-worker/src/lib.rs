@@ -14,11 +14,13 @@ pub mod core;
 pub mod events;
 pub mod happening;
 pub mod hooks;
+pub mod limit;
 pub mod parts;
 pub mod receive;
 pub mod request;
 pub mod revoked;
 pub mod shutdown;
+pub mod vitals;
 pub mod worker;
 
 pub use hooks::{HookCall, Hooks};

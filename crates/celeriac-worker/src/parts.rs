@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use celeriac_core::clock::Clock;
 use celeriac_core::journal::Journal;
+use celeriac_core::limit::SharedLimitStore;
 use celeriac_core::pool::Pool;
 use serde_json::{Map, Value};
 use tokio::sync::{Notify, mpsc};
@@ -14,6 +15,7 @@ use crate::core;
 use crate::hooks::Hooks;
 use crate::receive::consumer;
 use crate::shutdown::Signal;
+use crate::vitals::Probes;
 
 /// What a worker is made of.
 pub struct Parts {
@@ -23,6 +25,8 @@ pub struct Parts {
     pub consumer: consumer::Options,
     /// What remote control and events go over.
     pub bus: bus::Options,
+    /// What keeps limits for all workers, if there are any.
+    pub limit_store: Option<SharedLimitStore>,
     /// What runs its tasks.
     pub pool: Box<dyn Pool>,
     /// What runs the app's hooks.
@@ -38,6 +42,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// What the operator wants.
     pub orders: mpsc::Receiver<OperatorSignal>,
+    /// Who asks how the worker is.
+    pub probes: Probes,
     /// Shows something to the operator.
     pub console: Box<dyn Fn(&str) + Send>,
     /// Ids of revoked tasks, from the state database.

@@ -18,6 +18,8 @@ pub struct Request {
     pub key: RequestKey,
     /// Names its message towards the broker.
     pub tag: DeliveryTag,
+    /// The queue that it came from.
+    pub queue: Arc<str>,
     /// What the worker understands of the message.
     pub head: Head,
     /// The message.
@@ -28,6 +30,8 @@ pub struct Request {
     pub stage: Stage,
     /// Whether the broker was told what becomes of the message.
     pub is_settled: bool,
+    /// Whether its lease is lost: another worker has its message, or will.
+    pub is_taken: bool,
     /// Whether its connection is lost: the broker delivers its message again.
     pub is_lost: bool,
     /// Whether it was revoked while it ran, and its process sent a signal.
@@ -50,6 +54,8 @@ pub enum Stage {
     Held,
     /// It waits for its task's rate limit.
     Throttled,
+    /// It waits for limits that all workers keep together.
+    Limited,
     /// It waits for a place in the pool; it stays in this worker if `is_bound`.
     Ready {
         /// It has waited here for its ETA or rate limit: giving it back would make it wait again.
@@ -81,7 +87,10 @@ impl Stage {
 
     /// Whether the request is still in the worker's own hands.
     pub fn is_waiting(self) -> bool {
-        matches!(self, Self::Held | Self::Throttled | Self::Ready { .. })
+        matches!(
+            self,
+            Self::Held | Self::Throttled | Self::Limited | Self::Ready { .. }
+        )
     }
 }
 
@@ -94,6 +103,11 @@ impl Request {
     /// Whether the result of this call is not stored.
     pub fn ignores_result(&self) -> bool {
         self.head.ignore_result.unwrap_or(self.task.ignore_result)
+    }
+
+    /// Whether its message is acknowledged, so that nobody but this worker can run it.
+    pub fn is_bound_by_ack(&self) -> bool {
+        self.is_settled && !self.is_taken
     }
 
     /// What to tell the broker; `None` when it was told before, or can't be told.

@@ -1,12 +1,18 @@
 //! The worker in the world: tells the core what happens, and carries out what it decides.
 
+mod condition;
+mod leave;
+
 use std::collections::BTreeSet;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
 use celeriac_core::broker::Settlement;
 use celeriac_core::bus::Kind;
 use celeriac_core::clock::{Clock, Now};
+use celeriac_core::dead_letter::DeadLetter;
 use celeriac_core::journal::{Journal, Level};
 use celeriac_core::pool::{Pool, PoolEvent};
 use futures_util::StreamExt as _;
@@ -14,19 +20,19 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use serde_json::{Map, Value};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 
 use crate::autoscale::Scale;
 use crate::control::bus;
 use crate::core::{Core, Effect, HookToken};
 use crate::happening::Happening;
-use crate::hooks::{Answer, Blueprint, HookCall, Hooks};
+use crate::hooks::{Blueprint, HookCall, Hooks};
+use crate::limit::keeper;
 use crate::parts::{End, Meter, OperatorSignal, Parts};
 use crate::receive::consumer::{Event, Handle};
 use crate::shutdown::Phase;
-
-/// How long leaving the bus may take.
-const LEAVING_BUS: Duration = Duration::from_secs(3);
+use crate::vitals::{Health, Probes};
+use leave::{Attended, attended};
 
 /// How far the start has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +79,7 @@ pub struct Worker {
     pool: Box<dyn Pool>,
     consumer: Handle,
     bus: bus::Handle,
+    limits: keeper::Handle,
     meter: Box<dyn Meter>,
     hooks: Arc<dyn Hooks>,
     journal: Arc<dyn Journal>,
@@ -80,8 +87,10 @@ pub struct Worker {
     orders: mpsc::Receiver<OperatorSignal>,
     asked: mpsc::Receiver<(String, Map<String, Value>)>,
     main_died: Arc<Notify>,
+    probes: Probes,
     console: Box<dyn Fn(&str) + Send>,
     answers: FuturesUnordered<BoxFuture<'static, Answered>>,
+    letters: Vec<DeadLetter>,
     settlements: Vec<Settlement>,
     start: Start,
     hostname: String,
@@ -95,6 +104,8 @@ pub struct Worker {
     /// The blueprints whose steps main has started.
     started: BTreeSet<Blueprint>,
     is_connected: bool,
+    /// When it was connected, or the connection lost.
+    connection_since: Duration,
     exits_at_once: Option<i32>,
 }
 
@@ -109,7 +120,9 @@ impl Worker {
         if parts.has_worker_steps {
             let started = parts.hooks.call(HookCall::StartSteps(Blueprint::Worker));
             let (pool, orders) = (&mut *parts.pool, &mut parts.orders);
-            match attended(pool, orders, &parts.main_died, started, &mut told).await {
+            let health = Health::starting("the app's worker steps are starting");
+            let attending = attended(pool, orders, &parts.main_died, started, &mut told);
+            match parts.probes.during(&health, attending).await {
                 Attended::Answered(Ok(_)) => drop(blueprints.insert(Blueprint::Worker)),
                 Attended::Interrupted(order) => interrupted = Some(order),
                 Attended::Answered(Err(error)) => {
@@ -131,6 +144,7 @@ impl Worker {
             ),
             consumer: Handle::start(parts.consumer, Arc::clone(&parts.journal)),
             bus: bus::Handle::start(parts.bus),
+            limits: keeper::Handle::start(parts.limit_store, Arc::clone(&parts.journal)),
             meter: parts.meter,
             pool: parts.pool,
             hooks: parts.hooks,
@@ -139,8 +153,10 @@ impl Worker {
             orders: parts.orders,
             asked: parts.asked,
             main_died: parts.main_died,
+            probes: parts.probes,
             console: parts.console,
             answers: FuturesUnordered::new(),
+            letters: Vec::new(),
             settlements: Vec::new(),
             start: Start::Waiting {
                 is_connected: false,
@@ -155,6 +171,7 @@ impl Worker {
             steps: Steps::Started,
             started: blueprints,
             is_connected: false,
+            connection_since: now.monotonic,
             exits_at_once: None,
         };
         worker.core.pool_resized(worker.pool.size());
@@ -187,12 +204,13 @@ impl Worker {
             }
             self.happen().await;
         }
-        self.leave().await;
+        debug_assert!(self.core.holds_nothing(), "something is kept for ever");
+        let has_left = self.leave_in_time().await;
         let shutdown = self.core.shutdown();
         End {
             status: shutdown.exit_status(),
-            restarts: shutdown.restarts(),
-            at_once: false,
+            restarts: shutdown.restarts() && has_left,
+            at_once: !has_left,
         }
     }
 
@@ -203,6 +221,7 @@ impl Worker {
         tokio::select! {
             biased;
             Some(order) = self.orders.recv() => self.operator_said(order),
+            asker = self.probes.next() => drop(asker.send(self.health())),
             // What a main has answered is known of before its death, and its death before the pool
             // makes a successor.
             Some((asked, answer)) = self.answers.next() => self.answered(asked, answer),
@@ -215,6 +234,7 @@ impl Worker {
                 self.core.tick(self.pool.free(), now);
             }
             Some(event) = self.bus.next() => self.bus_told(event),
+            told = self.limits.next() => self.limits_told(told),
             Some(event) = self.consumer.next() => self.consumer_told(event),
             () = next_beat(&mut self.heartbeat) => self.beat("worker-heartbeat"),
             () = sleep(tick.unwrap_or(Duration::MAX)), if tick.is_some() => {
@@ -223,6 +243,12 @@ impl Worker {
             }
         }
         self.go_on_starting();
+    }
+
+    fn limits_told(&mut self, (key, answer): keeper::Told) {
+        let random = RandomState::new().build_hasher().finish();
+        let (free, now) = (self.pool.free(), self.now());
+        self.core.limits_answered(key, answer, random, free, now);
     }
 
     /// Tells monitors and the app that the worker lives.
@@ -368,6 +394,7 @@ impl Worker {
         match event {
             Event::Connected(broker) => {
                 self.is_connected = true;
+                self.connection_since = self.clock.monotonic();
                 self.bus.follow(broker);
                 match &mut self.start {
                     Start::Waiting { is_connected, .. } => *is_connected = true,
@@ -390,7 +417,17 @@ impl Worker {
                 self.core.delivered(deliveries, free, now);
             }
             Event::QueueRefused(queue) => self.core.queue_refused(&queue),
+            Event::Leased(until) => {
+                let (free, now) = (self.pool.free(), self.now());
+                let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+                let until = left.map(|left| now.monotonic + left);
+                self.core.leased(until, free, now);
+            }
             Event::LeasesLost(tags) => self.core.leases_lost(&tags),
+            Event::Delayed(question, read) => {
+                let read = read.map_err(|error| error.in_full());
+                self.core.delayed_read(HookToken(question), read);
+            }
             Event::Revokes(read) => {
                 let now = self.now();
                 let read = read.map_err(|error| error.in_full());
@@ -398,6 +435,7 @@ impl Worker {
             }
             Event::Lost => {
                 self.is_connected = false;
+                self.connection_since = self.clock.monotonic();
                 self.core.disconnected();
             }
             Event::GaveUp => self.fail(),
@@ -475,9 +513,15 @@ impl Worker {
     fn act(&mut self) {
         for effect in self.core.take_effects() {
             match effect {
+                Effect::Bury(letter) => self.letters.push(*letter),
                 Effect::Settle(settlement) => self.settlements.push(settlement),
+                Effect::Acquire(key, asked) => self.limits.acquire(key, *asked),
+                Effect::GiveBack(key, holding, held) => {
+                    self.limits.release(key, *holding, held);
+                }
                 Effect::Submit(job) => self.pool.submit(job),
                 Effect::Terminate(key, signal) => self.pool.terminate(key, signal),
+                Effect::Interrupt { key, requeues } => self.pool.interrupt(key, requeues),
                 Effect::Scale(scale) => {
                     let size = match scale {
                         Scale::Up(processes) => self.pool.size() + processes,
@@ -493,6 +537,7 @@ impl Worker {
                 Effect::RestartPool => self.pool.restart(),
                 Effect::AddQueue(queue) => self.consumer.add_queue(queue),
                 Effect::CancelQueue(queue) => self.consumer.cancel_queue(queue),
+                Effect::ReadDelayed(token, count) => self.consumer.read_delayed(token.0, count),
                 Effect::ReadRevokes(since) => self.consumer.read_revokes(since),
                 Effect::Broadcast(command) => self.bus.broadcast(command),
                 Effect::Send(outgoing) => self.bus.send(vec![outgoing]),
@@ -514,7 +559,8 @@ impl Worker {
         }
         self.end_steps();
         let want = self.core.want(self.pool.free());
-        self.consumer.exchange(&mut self.settlements, want);
+        self.consumer
+            .exchange(&mut self.letters, &mut self.settlements, want);
     }
 
     /// Tells the core and main how many processes the pool is to have now.
@@ -537,46 +583,6 @@ impl Worker {
             self.hooks.tell(HookCall::EndSteps { terminate });
         }
     }
-
-    /// Leaves the broker, and has the app say goodbye.
-    async fn leave(&mut self) {
-        if self.heartbeat.is_some() {
-            self.beat("worker-offline");
-            self.act();
-        }
-        self.bus.stop();
-        self.consumer.stop();
-        while let Some(event) = self.consumer.next().await {
-            if matches!(event, Event::Closed) {
-                break;
-            }
-            self.consumer_told(event);
-            self.act();
-        }
-        let leaving = async { while self.bus.next().await.is_some() {} };
-        drop(timeout(LEAVING_BUS, leaving).await);
-        if self.keeps_state {
-            let revoked = self.core.revoked_ids();
-            let saved = self.hooks.call(HookCall::SaveState { revoked });
-            if let Attended::Answered(Err(error)) = self.attend(saved).await {
-                let text = format!("The state database could not be written: {error}");
-                self.journal
-                    .write(Happening::Notice { text: &text }.record());
-            }
-        }
-        if self.core.shutdown().phase() == Phase::Cold {
-            // As in Celery, there is no time for a goodbye.
-            return;
-        }
-        // What it says is logged by main.
-        let said = self.hooks.call(HookCall::WorkerShutdown);
-        drop(self.attend(said).await);
-    }
-
-    async fn attend(&mut self, answer: Answer) -> Attended {
-        let (pool, orders) = (&mut *self.pool, &mut self.orders);
-        attended(pool, orders, &self.main_died, answer, &mut Vec::new()).await
-    }
 }
 
 /// The next moment for a heartbeat; never where there are none.
@@ -584,37 +590,5 @@ async fn next_beat(heartbeat: &mut Option<Interval>) {
     match heartbeat {
         Some(heartbeat) => drop(heartbeat.tick().await),
         None => std::future::pending().await,
-    }
-}
-
-/// How waiting for main ended.
-enum Attended {
-    /// It has answered.
-    Answered(Result<serde_json::Value, String>),
-    /// The operator has lost patience.
-    Interrupted(OperatorSignal),
-}
-
-/// Waits for an answer of main while the pool is served: should main die, the pool forks its
-/// successor, which is asked again. There is nothing else that it would have to know. What the pool
-/// tells meanwhile is kept in `told`.
-async fn attended(
-    pool: &mut dyn Pool,
-    orders: &mut mpsc::Receiver<OperatorSignal>,
-    main_died: &Notify,
-    answer: Answer,
-    told: &mut Vec<PoolEvent>,
-) -> Attended {
-    tokio::pin!(answer);
-    loop {
-        tokio::select! {
-            biased;
-            answer = &mut answer => return Attended::Answered(answer),
-            () = main_died.notified() => {}
-            events = pool.next() => told.extend(events),
-            Some(order @ OperatorSignal::End(_)) = orders.recv() => {
-                return Attended::Interrupted(order);
-            }
-        }
     }
 }

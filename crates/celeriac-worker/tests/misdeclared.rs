@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use celeriac_core::broker::{
     Broker, Capabilities, Delivery, Error, ErrorKind, Maintained, Session, Settlement, Want,
 };
+use celeriac_core::dead_letter::Bounds;
 use celeriac_core::journal::{Journal, Level, Record};
 use celeriac_core::queue::Queue;
 use celeriac_protocol::Message;
@@ -32,6 +33,7 @@ impl Broker for Changing {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             priorities: false,
+            delays: false,
             recovers: true,
             tags_outlive_connections: false,
         }
@@ -129,6 +131,7 @@ fn options(broker: &Arc<Changing>, queues: Vec<Queue>) -> Options {
         },
         queues,
         purge: false,
+        dead_letters: Bounds::default(),
     }
 }
 
@@ -152,7 +155,7 @@ async fn a_queue_that_is_declared_otherwise_after_a_loss_is_given_up_at_once() {
             runnable: 1,
             total: 1,
         };
-        handle.exchange(&mut Vec::new(), one);
+        handle.exchange(&mut Vec::new(), &mut Vec::new(), one);
     }
     assert_eq!(events, ["Connected(0)", "Lost", "GaveUp"]);
     assert_eq!(broker.connections.load(Ordering::Relaxed), 2);
@@ -183,7 +186,7 @@ async fn a_queue_that_a_command_added_is_given_up_alone() {
             runnable: 1,
             total: 1,
         };
-        handle.exchange(&mut Vec::new(), one);
+        handle.exchange(&mut Vec::new(), &mut Vec::new(), one);
     }
     let refused = "QueueRefused(\"added\")";
     assert_eq!(events, ["Connected(0)", "Lost", refused, "Connected(0)"]);

@@ -11,6 +11,7 @@ use celeriac_core::broker::{
     Broker, Capabilities, Delivery, DeliveryTag, Error, ErrorKind, Maintained, Session, Settlement,
     Unreadable, Want,
 };
+use celeriac_core::dead_letter::Bounds;
 use celeriac_core::journal::{Journal, Level, Record};
 use celeriac_core::queue::Queue;
 use celeriac_core::revokes::KeptRevokes;
@@ -38,6 +39,7 @@ impl Broker for Kept {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             priorities: false,
+            delays: false,
             recovers: true,
             tags_outlive_connections: true,
         }
@@ -146,6 +148,7 @@ async fn told(losses: usize) -> (Vec<String>, Arc<Keeping>) {
         },
         queues: vec![Queue::direct("q")],
         purge: false,
+        dead_letters: Bounds::default(),
     };
     let mut handle = Handle::start(options, Arc::new(Nothing));
     handle.read_revokes(7.0);
@@ -153,7 +156,7 @@ async fn told(losses: usize) -> (Vec<String>, Arc<Keeping>) {
         runnable: 1,
         total: 1,
     };
-    handle.exchange(&mut Vec::new(), one);
+    handle.exchange(&mut Vec::new(), &mut Vec::new(), one);
     let mut events = Vec::new();
     loop {
         let event = tokio::time::timeout(Duration::from_mins(1), handle.next())

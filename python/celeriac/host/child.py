@@ -29,7 +29,10 @@ from billiard.context import ForkProcess
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from billiard.exceptions import SoftTimeLimitExceeded
 
+from celeriac.exceptions import SoftMemoryLimitExceeded
 from celeriac.host import body, processes
+from celeriac.host.interrupted import Interrupted
+from celeriac.host.last_words import LastWords
 
 # -- the messages ------------------------------------------------------------------------------
 
@@ -39,6 +42,9 @@ _JOB = struct.Struct("<BBHIQ")
 _DONE = struct.Struct("<BBxxxxxxQd")
 JOB, LEAVE = 1, 2
 UP, DONE = 1, 2
+#: On the page: the job that a soft limit is meant for, and which limit it is: 0 for that of time.
+_SOFT_LIMIT = struct.Struct("<QB")
+_MEMORY, _SHUTDOWN = 1, 2
 
 #: The body is in the file whose descriptor came with the message.
 IN_FILE = 1
@@ -120,6 +126,7 @@ class _PoolWorker(billiard.pool.Worker):  # type: ignore[misc]
         self.channel = channel
         self.current_job = 0
         self._page = mmap.mmap(page, mmap.PAGESIZE, prot=mmap.PROT_READ)
+        self._last_words = LastWords(page, lambda: self.current_job)
         os.close(page)
 
     def contribute_to_object(self, obj: Any) -> Any:
@@ -131,16 +138,20 @@ class _PoolWorker(billiard.pool.Worker):  # type: ignore[misc]
     def after_fork(self) -> None:
         super().after_fork()
         # REMAP_SIGTERM and the rest are billiard's; the soft limit alone differs: a signal that
-        # comes too late must not hit the next job.
-        signal.signal(signal.SIGUSR1, self._on_soft_time_limit)
+        # comes too late must not hit the next job, and it may be that of memory.
+        signal.signal(signal.SIGUSR1, self._on_soft_limit)
 
     def on_loop_start(self, pid: int) -> None:
+        # The app's own handlers are in place.
+        self._last_words.listen()
         self.channel.send(bytes([UP]))
 
-    def _on_soft_time_limit(self, _signum: int, _frame: Any) -> None:
-        (target,) = struct.unpack_from("<Q", self._page)
+    def _on_soft_limit(self, _signum: int, _frame: Any) -> None:
+        target, limit = _SOFT_LIMIT.unpack_from(self._page)
         if target and target == self.current_job:
-            raise SoftTimeLimitExceeded()
+            if limit == _SHUTDOWN:
+                raise Interrupted("the worker is shutting down", requeue=True)
+            raise SoftMemoryLimitExceeded() if limit == _MEMORY else SoftTimeLimitExceeded()
 
     def _do_exit(self, pid: int, exitcode: Any, exc: Any = None) -> NoReturn:
         if exitcode is None:

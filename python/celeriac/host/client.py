@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import sys
 import warnings
 from typing import Any
@@ -34,7 +35,30 @@ def main() -> None:
             raise
         sys.exit(NO_CELERY.format(executable=sys.executable))
     install()
+    add_command()
     celery()
+
+
+def add_command() -> None:
+    """Adds the command by which Rust asks for the app's broker."""
+    import click
+    from celery.bin.celery import celery
+
+    def tell() -> None:
+        print(json.dumps(broker(click.get_current_context().obj.app)))
+
+    celery.add_command(click.Command("celeriac-broker", callback=tell, hidden=True))
+
+
+def broker(app: Any) -> dict[str, Any]:
+    """The app's broker, by the members of ``AppBroker``."""
+    from celeriac.host import description, queues
+
+    return {
+        "broker": description.broker(app, app.connection_for_read()),
+        "settings": description.settings(app),
+        "queues": [queues.describe(queue) for queue in app.amqp.queues.values()],
+    }
 
 
 def install() -> None:

@@ -27,6 +27,20 @@ SETTINGS = (
     "broker_connection_timeout",
     "broker_heartbeat",
     "broker_native_delayed_delivery_queue_type",
+    "celeriac_dead_letter_expires",
+    "celeriac_dead_letter_limit",
+    "celeriac_delay_store",
+    "celeriac_hard_memory_per_child",
+    "celeriac_health_address",
+    "celeriac_limit_store",
+    "celeriac_limits",
+    "celeriac_max_deaths",
+    "celeriac_max_memory",
+    "celeriac_memory_pressure",
+    "celeriac_shutdown_deadline",
+    "celeriac_soft_memory_per_child",
+    "celeriac_unique",
+    "celeriac_unknown_task_grace",
     "event_serializer",
     "task_send_sent_event",
     "worker_cancel_long_running_tasks_on_connection_loss",
@@ -79,15 +93,16 @@ def describe(worker: Any) -> dict[str, Any]:
         },
         "worker": _worker(worker),
         "daemon": _daemon(worker),
-        "broker": _broker(app, worker),
+        "broker": broker(app, worker._conninfo),
         "bus": remote.bus(app),
         "remote": remote.remote(worker),
         "result_backend": app.backend.as_uri(),
+        "result_backend_url": app.backend.as_uri(include_password=True),
         "accept_content": sorted(prepare_accept_content(conf.accept_content)),
         "queues": [queues.describe(queue) for queue in app.amqp.queues.consume_from.values()],
         "tasks": {name: _task(task, warnings) for name, task in app.tasks.items()},
         "signals": [name for name in SIGNALS if getattr(_celery_signals(), name).receivers],
-        "settings": {name: json_safe(conf.get(name)) for name in SETTINGS},
+        "settings": settings(app),
         "logging": _logging(worker),
         "revoked": _revoked(worker),
         "threads": [
@@ -97,6 +112,11 @@ def describe(worker: Any) -> dict[str, Any]:
         "has_consumer_steps": bool(app.steps["consumer"]),
         "warnings": warnings + _warnings(worker),
     }
+
+
+def settings(app: Any) -> dict[str, Any]:
+    """The settings that the worker reads itself."""
+    return {name: json_safe(app.conf.get(name)) for name in SETTINGS}
 
 
 def _celery_signals() -> Any:
@@ -143,8 +163,8 @@ def _daemon(worker: Any) -> dict[str, Any]:
     }
 
 
-def _broker(app: Any, worker: Any) -> dict[str, Any]:
-    connection = worker._conninfo
+def broker(app: Any, connection: Any) -> dict[str, Any]:
+    """The broker of a connection, by the members of ``BrokerSettings``."""
     urls = list(connection.alt) or [connection.as_uri(include_password=True)]
     strategy = connection.failover_strategy
     options = dict(connection.transport_options or {})

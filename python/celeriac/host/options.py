@@ -18,6 +18,9 @@ EX_USAGE = 2
 #: Options that fall back to a setting ``worker_<name>``.
 DAEMON_OPTIONS = ("logfile", "pidfile", "uid", "gid", "umask")
 
+#: Options that Celery does not have: they are settings ``celeriac_<name>``.
+OWN_OPTIONS = ("soft_memory_per_child", "hard_memory_per_child", "max_memory")
+
 
 def worker_arguments(app: Any, options: dict[str, Any]) -> dict[str, Any]:
     """The keyword arguments for ``app.Worker``, by the names that Celery's command line has."""
@@ -31,6 +34,9 @@ def worker_arguments(app: Any, options: dict[str, Any]) -> dict[str, Any]:
     if given is not None or default is not None:
         # Also where it changes nothing: then it is among the changed settings, as in Celery.
         conf.worker_disable_prefetch = default if given is None else given
+    for name in OWN_OPTIONS:
+        if name in arguments:
+            conf[f"celeriac_{name}"] = arguments.pop(name)
     arguments["concurrency"] = concurrency(app, arguments.get("concurrency"))
     arguments["statedb"] = arguments.get("statedb") or conf.worker_state_db
     arguments["schedule_filename"] = (

@@ -134,7 +134,8 @@ class Requests:
 
         ``status`` is what the task exited with, if that is how it ended. ``requeues`` tells that
         the message goes back to its queue: then ``on_failure`` stores nothing, and is called for
-        the sake of a Request class that has its own.
+        the sake of a Request class that has its own. Otherwise the task has failed for good, also
+        where Celery would run it again for ever.
         """
         request = self._request(message, body, pid=pid, time_start=time_start)
         exc: BaseException = WorkerLostError(reason)
@@ -143,7 +144,13 @@ class Requests:
             exc = SystemExit(status)
         # The parent has asked both already, and has settled the message by the answers.
         request._success_was_stored = request._retry_worker_lost = _no
-        request.on_failure(_raise(exc), return_ok=False)
+        task = request.task
+        declared = task.reject_on_worker_lost
+        task.reject_on_worker_lost = declared and requeues
+        try:
+            request.on_failure(_raise(exc), return_ok=False)
+        finally:
+            task.reject_on_worker_lost = declared
 
     def timed_out(
         self, message: dict[str, Any], body: bytes, limit: float, pid: int, time_start: float

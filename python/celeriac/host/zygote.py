@@ -6,7 +6,8 @@ messages are JSON texts, some with descriptors attached:
 * to it: ``{"fork": "child", "number": 7, "index": 0}`` with the child's channel and its control
   page, ``{"fork": "main", "number": 8}`` with main's channel;
 * from it: ``{"hello": pid}`` once, ``{"forked": number, "pid": pid}`` for each fork, and
-  ``{"exited": pid, "code": 0}`` or ``{"exited": pid, "signal": 9}`` for each process that ended.
+  ``{"exited": pid, "code": 0, "peak": KiB}`` or ``{"exited": pid, "signal": 9, "peak": KiB}`` for
+  each process that ended.
 
 A child leads its own process group. What a task left running in the group is killed with the
 child, before the child's process id is given back to the system.
@@ -120,9 +121,10 @@ class Zygote:
             if pid in self._children:
                 self._children.remove(pid)
                 processes.kill_group(pid)
-            os.waitpid(pid, 0)
+            _, _, usage = os.wait4(pid, 0)
             how = "code" if ended.si_code == os.CLD_EXITED else "signal"
-            self._send({"exited": pid, how: ended.si_status})
+            # Linux counts it in KiB.
+            self._send({"exited": pid, how: ended.si_status, "peak": usage.ru_maxrss})
 
     def _send(self, message: dict[str, Any]) -> None:
         try:

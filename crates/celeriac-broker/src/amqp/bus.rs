@@ -108,7 +108,7 @@ impl AmqpBus {
             if let Some(delivery) = heard.pop_front() {
                 return Poll::Ready(Ok(Heard {
                     kind: *kind,
-                    message: message::message(delivery),
+                    message: message::message(&delivery),
                 }));
             }
         }

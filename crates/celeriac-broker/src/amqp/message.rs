@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use bytestring::ByteString;
 use celeriac_core::broker::Unreadable;
-use celeriac_protocol::{DeliveryInfo, Message, json};
+use celeriac_protocol::{DeliveryInfo, Marks, Message, json};
 use jiff::Timestamp;
 
+use super::route::{self, Route};
 use super::table::{self, Unsayable};
 use super::wire::connection::Delivery;
-use super::wire::octets::{Malformed, Octets, put_short_text};
+use super::wire::octets::{Malformed, Octets, put_long, put_short_text};
 
 /// The properties of a message, where its flags say that they are there.
 #[derive(Debug, Default)]
@@ -83,6 +84,49 @@ impl<'p> Properties<'p> {
         })
     }
 
+    /// Writes the flags, and what they say is there.
+    fn put(&self, to: &mut Vec<u8>) -> Result<(), Unsayable> {
+        to.extend_from_slice(&[0; 2]);
+        let flags_at = to.len() - 2;
+        let mut flags = 0;
+        let mut put_text = |flag: u16, text: &Option<Cow<'p, str>>, to: &mut Vec<u8>| {
+            let Some(text) = text else { return Ok(()) };
+            flags |= flag;
+            put_short_text(text, to)
+        };
+        put_text(flag::CONTENT_TYPE, &self.content_type, to)?;
+        put_text(flag::CONTENT_ENCODING, &self.content_encoding, to)?;
+        if let Some(headers) = self.headers {
+            put_long::<Unsayable>(to, |to| {
+                to.extend_from_slice(headers);
+                Ok(())
+            })?;
+        }
+        to.extend(self.delivery_mode);
+        to.extend(self.priority);
+        put_text(flag::CORRELATION_ID, &self.correlation_id, to)?;
+        put_text(flag::REPLY_TO, &self.reply_to, to)?;
+        put_text(flag::EXPIRATION, &self.expiration, to)?;
+        put_text(flag::MESSAGE_ID, &self.message_id, to)?;
+        to.extend(self.timestamp.iter().flat_map(|time| time.to_be_bytes()));
+        put_text(flag::KIND, &self.kind, to)?;
+        put_text(flag::USER_ID, &self.user_id, to)?;
+        put_text(flag::APP_ID, &self.app_id, to)?;
+        put_text(flag::CLUSTER_ID, &self.cluster_id, to)?;
+        for (flag, is_there) in [
+            (flag::HEADERS, self.headers.is_some()),
+            (flag::DELIVERY_MODE, self.delivery_mode.is_some()),
+            (flag::PRIORITY, self.priority.is_some()),
+            (flag::TIMESTAMP, self.timestamp.is_some()),
+        ] {
+            if is_there {
+                flags |= flag;
+            }
+        }
+        to[flags_at..flags_at + 2].copy_from_slice(&flags.to_be_bytes());
+        Ok(())
+    }
+
     /// But for the headers, named as py-amqp names them.
     fn write(&self, to: &mut String) {
         let name = |name: &str, to: &mut String| {
@@ -130,20 +174,26 @@ impl<'p> Properties<'p> {
 ///
 /// # Errors
 /// When no Python would read the headers.
-pub(super) fn message(delivery: Delivery) -> Result<Message, Unreadable> {
-    match read(&delivery) {
-        Ok(message) => Ok(message),
-        Err(error) => Err(Unreadable {
-            reason: error.to_string(),
-            raw: delivery.body,
-        }),
-    }
+pub(super) fn message(delivery: &Delivery) -> Result<Message, Unreadable> {
+    read(delivery).map_err(|error| Unreadable {
+        reason: error.to_string(),
+        raw: delivery.body.clone(),
+    })
 }
 
 fn read(delivery: &Delivery) -> Result<Message, table::Unreadable> {
-    let properties = Properties::read(&delivery.properties)?;
+    let mut properties = Properties::read(&delivery.properties)?;
+    let came = properties.headers.unwrap_or_default();
+    let route = Route::find(came);
     let mut headers = String::with_capacity(2 * delivery.properties.len());
-    table::write_table(properties.headers.unwrap_or_default(), &mut headers)?;
+    let (exchange, routing_key) = if let Some(route) = &route {
+        table::write_table(&route.headers(came)?, &mut headers)?;
+        properties.expiration = route.expiration.map(Cow::Borrowed);
+        (route.exchange.into(), route.routing_key.into())
+    } else {
+        table::write_table(came, &mut headers)?;
+        (delivery.exchange.clone(), delivery.routing_key.clone())
+    };
     let mut written = String::with_capacity(256);
     properties.write(&mut written);
     let text = |text: &Cow<'_, str>| ByteString::from(&**text);
@@ -153,8 +203,8 @@ fn read(delivery: &Delivery) -> Result<Message, table::Unreadable> {
         headers: headers.into(),
         properties: written.into(),
         delivery_info: DeliveryInfo {
-            exchange: Some(delivery.exchange.clone()),
-            routing_key: Some(delivery.routing_key.clone()),
+            exchange: Some(exchange),
+            routing_key: Some(routing_key),
             priority: properties
                 .priority
                 .map(|priority| priority.to_string().into()),
@@ -192,48 +242,60 @@ pub(super) fn put_properties(message: &Message, to: &mut Vec<u8>) -> Result<(), 
     let given = |name: &str| given.get(name).filter(|raw| *raw != "null");
     let text = |name: &str| given(name).map(|raw| json::as_str(raw).unwrap_or(Cow::Borrowed(raw)));
     let octet = |name: &str| given(name)?.parse::<u8>().ok();
-    to.extend_from_slice(&[0; 2]);
-    let flags_at = to.len() - 2;
-    let mut flags = flag::HEADERS | flag::DELIVERY_MODE;
-    let mut put_text = |flag: u16, text: Option<&str>, to: &mut Vec<u8>| {
-        if let Some(text) = text {
-            flags |= flag;
-            put_short_text(text, to)?;
-        }
-        Ok(())
+    let mut headers = Vec::with_capacity(2 * message.headers.len());
+    table::put_table(&message.headers, &mut headers)?;
+    let properties = Properties {
+        content_type: message.content_type.as_deref().map(Cow::Borrowed),
+        content_encoding: message.content_encoding.as_deref().map(Cow::Borrowed),
+        // Behind their length.
+        headers: headers.get(4..),
+        delivery_mode: Some(octet("delivery_mode").unwrap_or(PERSISTENT)),
+        priority: octet("priority"),
+        correlation_id: text("correlation_id"),
+        reply_to: text("reply_to"),
+        expiration: text("expiration"),
+        message_id: text("message_id"),
+        timestamp: given("timestamp").and_then(|raw| raw.parse().ok()),
+        kind: text("type"),
+        // The server refuses one that is not the connection's: it is not passed on.
+        user_id: None,
+        app_id: text("app_id"),
+        cluster_id: text("cluster_id"),
     };
-    put_text(flag::CONTENT_TYPE, message.content_type.as_deref(), to)?;
-    let encoding = message.content_encoding.as_deref();
-    put_text(flag::CONTENT_ENCODING, encoding, to)?;
-    table::put_table(&message.headers, to)?;
-    to.push(octet("delivery_mode").unwrap_or(PERSISTENT));
-    let priority = octet("priority");
-    to.extend(priority);
-    put_text(flag::CORRELATION_ID, text("correlation_id").as_deref(), to)?;
-    put_text(flag::REPLY_TO, text("reply_to").as_deref(), to)?;
-    put_text(flag::EXPIRATION, text("expiration").as_deref(), to)?;
-    put_text(flag::MESSAGE_ID, text("message_id").as_deref(), to)?;
-    let timestamp = given("timestamp").and_then(|raw| raw.parse::<u64>().ok());
-    to.extend(timestamp.iter().flat_map(|time| time.to_be_bytes()));
-    put_text(flag::KIND, text("type").as_deref(), to)?;
-    // The server refuses a user_id that is not the connection's: it is not passed on.
-    put_text(flag::APP_ID, text("app_id").as_deref(), to)?;
-    put_text(flag::CLUSTER_ID, text("cluster_id").as_deref(), to)?;
-    if priority.is_some() {
-        flags |= flag::PRIORITY;
-    }
-    if timestamp.is_some() {
-        flags |= flag::TIMESTAMP;
-    }
-    to[flags_at..flags_at + 2].copy_from_slice(&flags.to_be_bytes());
-    Ok(())
+    properties.put(to)
+}
+
+/// Writes the properties to publish a message with that came from a queue, so that it comes there
+/// again and looks as it did: on disk meanwhile, and with these marks.
+pub(super) fn put_detour(
+    delivery: &Delivery,
+    marks: Marks,
+    to: &mut Vec<u8>,
+) -> Result<(), NoDetour> {
+    let mut properties = Properties::read(&delivery.properties)?;
+    let before = properties.headers.unwrap_or_default();
+    let expiration = properties.expiration.take();
+    let headers = route::put(before, delivery, expiration.as_deref(), marks)?;
+    properties.headers = Some(&headers);
+    properties.delivery_mode = Some(PERSISTENT);
+    properties.user_id = None;
+    Ok(properties.put(to)?)
+}
+
+/// Why a message can't be published again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NoDetour {
+    #[error("its headers are malformed")]
+    Malformed(#[from] Malformed),
+    #[error(transparent)]
+    Unsayable(#[from] Unsayable),
 }
 
 /// AMQP's `delivery_mode` of what is kept on disk.
 const PERSISTENT: u8 = 2;
 
 /// A message that came from a queue, before it is opened.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Arrived {
     /// The queue that it was consumed from.
     pub(super) queue: Arc<str>,
@@ -276,7 +338,7 @@ mod tests {
 
     #[test]
     fn properties_come_back_under_py_amqps_names() {
-        let came = message(delivery(&sample())).unwrap();
+        let came = message(&delivery(&sample())).unwrap();
         assert_eq!(
             &*came.properties,
             r#"{"content_type": "application/json", "content_encoding": "utf-8", "correlation_id": "c", "reply_to": "r", "expiration": "5000", "delivery_mode": 1, "priority": 3, "timestamp": 17}"#
@@ -305,7 +367,7 @@ mod tests {
     fn a_message_without_anything_is_a_message() {
         let mut bare = delivery(&sample());
         bare.properties = Bytes::from_static(&[0, 0]);
-        let came = message(bare).unwrap();
+        let came = message(&bare).unwrap();
         assert_eq!((&*came.headers, &*came.properties), ("{}", "{}"));
         assert_eq!(came.content_type, None);
     }
@@ -314,7 +376,7 @@ mod tests {
     fn what_is_malformed_is_told_of_with_its_body() {
         let mut cut = delivery(&sample());
         cut.properties.truncate(20);
-        let error = message(cut).unwrap_err();
+        let error = message(&cut).unwrap_err();
         assert_eq!(error.reason, "the headers are malformed");
         assert_eq!(&error.raw[..], b"[[], {}, {}]");
     }

@@ -32,6 +32,12 @@
 //! A queue with `no_ack` is consumed with acknowledgements all the same, or its whole contents
 //! would be sent at once: what is handed out is acknowledged at once.
 //!
+//! # Messages that come later
+//!
+//! They are published to the levels of native delayed delivery (`delayed`, `delays`) and come back
+//! to their queue by a binding of its own; a header keeps the way that they first came (`route`).
+//! What the server does not take waits in the session, unacknowledged.
+//!
 //! # Losing a connection
 //!
 //! The worker connects again by itself, and no settlement of one connection reaches another. A
@@ -46,14 +52,19 @@
 mod bus;
 mod consuming;
 mod credit;
+mod dead_letters;
 mod delayed;
+mod delays;
 mod error;
 mod link;
 mod message;
 mod publisher;
+mod route;
 mod session;
 mod table;
 mod topology;
+#[cfg(feature = "fuzzing")]
+pub(crate) use wire::fuzzing;
 mod wire;
 
 use std::fmt;
@@ -77,9 +88,10 @@ pub struct AmqpBroker {
 struct Shared {
     address: Address,
     display: String,
-    /// The type of the queues in which messages with an ETA wait for quorum queues; `None` where
-    /// quorum queues are not looked for.
-    delayed_delivery: Option<String>,
+    /// The type of the queues in which messages wait for their moment.
+    levels: String,
+    /// Whether quorum queues are looked for, whose messages with an ETA clients send that way.
+    detects_quorum_queues: bool,
     /// Whether any of the app's queues is a quorum queue: its producers send messages with an ETA
     /// for all queues through native delayed delivery then.
     has_quorum_queues: bool,
@@ -96,10 +108,11 @@ impl AmqpBroker {
         let shared = Shared {
             address: Address::new(url, options)?,
             display: url.to_string(),
-            delayed_delivery: options.detects_quorum_queues.then(|| {
+            levels: {
                 let kind = options.delayed_delivery_queue_type.as_deref();
                 kind.unwrap_or("quorum").to_owned()
-            }),
+            },
+            detects_quorum_queues: options.detects_quorum_queues,
             has_quorum_queues: options.has_quorum_queues,
             refuses_channel_limits: AtomicBool::new(false),
         };
@@ -125,6 +138,7 @@ impl Broker for AmqpBroker {
         Capabilities {
             priorities: true,
             recovers: true,
+            delays: true,
             tags_outlive_connections: false,
         }
     }

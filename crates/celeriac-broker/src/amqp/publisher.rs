@@ -6,7 +6,8 @@ use celeriac_protocol::Message;
 use super::error::{broker_error, unsayable};
 use super::link::{Address, Link};
 use super::message;
-use super::wire::connection::{Channel, Confirmation};
+use super::wire::connection::{Channel, Confirmation, Confirmed};
+use super::wire::failure::Failure;
 use super::wire::method;
 
 /// A connection for publishing.
@@ -30,6 +31,11 @@ impl Publisher {
         self.link.is_alive() && self.channel.is_open()
     }
 
+    /// Whether the server takes nothing at present.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.link.is_blocked()
+    }
+
     /// Publishes, and waits until the server has the message in a queue. While the server has no
     /// room that may take long.
     pub(super) async fn publish(
@@ -38,7 +44,7 @@ impl Publisher {
         routing_key: &str,
         message: &Message,
     ) -> Result<(), Error> {
-        if self.link.is_blocked() {
+        if self.is_blocked() {
             tracing::warn!(
                 exchange,
                 routing_key,
@@ -48,32 +54,56 @@ impl Publisher {
         let mut properties = Vec::with_capacity(512);
         message::put_properties(message, &mut properties)
             .map_err(|error| unsayable("a message can't be published", &error))?;
-        let publishing =
-            self.channel
-                .publish_confirmed(exchange, routing_key, &properties, &message.body);
-        let confirmation = publishing.await.map_err(|failure| broker_error(&failure))?;
-        match confirmation {
-            Confirmation::Returned(reason) => Err(Error::new(
-                ErrorKind::Refused,
-                format!(
-                    "no queue takes a message for exchange {exchange:?} with routing key \
-                     {routing_key:?}: {reason}"
-                ),
-            )),
-            Confirmation::Nack => Err(Error::new(
-                ErrorKind::Full,
-                format!(
-                    "RabbitMQ did not take a message for exchange {exchange:?} with routing key \
-                     {routing_key:?}"
-                ),
-            )
-            .with_hint("the queue may be full: see its x-max-length and x-overflow")),
-            Confirmation::Ack => Ok(()),
-        }
+        let sent = self.send(exchange, routing_key, &properties, &message.body);
+        let confirmed = sent.map_err(|failure| broker_error(&failure))?.await;
+        let confirmation = confirmed.unwrap_or_else(|_| Err(Failure::closed()));
+        let confirmation = confirmation.map_err(|failure| broker_error(&failure))?;
+        taken(confirmation, exchange, routing_key)
+    }
+
+    /// Publishes without waiting; `properties` are flags and values.
+    pub(super) fn send(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        properties: &[u8],
+        body: &[u8],
+    ) -> Result<Confirmed, Failure> {
+        self.channel
+            .publish_confirmed(exchange, routing_key, properties, body)
     }
 
     /// Leaves in order.
     pub(super) async fn close(&self) -> Result<(), Error> {
         self.link.close().await
+    }
+}
+
+/// Whether the server has taken a message.
+///
+/// # Errors
+/// When it has not, with the reason.
+pub(super) fn taken(
+    confirmation: Confirmation,
+    exchange: &str,
+    routing_key: &str,
+) -> Result<(), Error> {
+    match confirmation {
+        Confirmation::Returned(reason) => Err(Error::new(
+            ErrorKind::Refused,
+            format!(
+                "no queue takes a message for exchange {exchange:?} with routing key \
+                 {routing_key:?}: {reason}"
+            ),
+        )),
+        Confirmation::Nack => Err(Error::new(
+            ErrorKind::Full,
+            format!(
+                "RabbitMQ did not take a message for exchange {exchange:?} with routing key \
+                 {routing_key:?}"
+            ),
+        )
+        .with_hint("the queue may be full: see its x-max-length and x-overflow")),
+        Confirmation::Ack => Ok(()),
     }
 }

@@ -1,6 +1,6 @@
 //! One connection: what is fetched, what is settled, and how much may come.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use celeriac_core::broker::{
     Delivery, DeliveryTag, Error, ErrorKind, Fate, Maintained, Session, Settlement, Want,
 };
+use celeriac_core::dead_letter::{Bounds, DeadLetter};
 use celeriac_core::queue::Queue;
 use celeriac_protocol::Message;
 use serde_json::Map;
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 
 use super::consuming::{Limits, Subscription};
 use super::credit::{self, Flow, Widening};
+use super::delays::Delays;
 use super::error::{broker_error, unsayable};
 use super::link::Link;
 use super::message::{self, Arrived};
@@ -36,12 +38,12 @@ const LEFT_OVER_AFTER: Duration = Duration::from_secs(1);
 
 pub(super) struct AmqpSession {
     pub(super) shared: Arc<Shared>,
-    link: Link,
+    pub(super) link: Link,
     /// Consumes and settles.
     pub(super) channel: Channel,
     /// Asks what may be refused, which costs a channel its life.
     asking: Option<Channel>,
-    publisher: Option<Publisher>,
+    pub(super) publisher: Option<Publisher>,
     pub(super) subscriptions: Vec<Subscription>,
     /// How the server is told how much may come.
     pub(super) limits: Limits,
@@ -56,6 +58,9 @@ pub(super) struct AmqpSession {
     is_held_back: bool,
     /// The consumer of each message that came and is not settled, by its tag.
     pub(super) outstanding: BTreeMap<u64, u64>,
+    /// What was handed out and is not settled, by its tag.
+    pub(super) handed: HashMap<u64, Arrived>,
+    pub(super) delays: Delays,
     /// What came of what the server may send.
     pub(super) flow: Flow,
     pub(super) next_consumer: u64,
@@ -89,6 +94,8 @@ impl AmqpSession {
             is_fresh: false,
             is_held_back: true,
             outstanding: BTreeMap::new(),
+            handed: HashMap::new(),
+            delays: Delays::default(),
             flow: Flow::default(),
             next_consumer: 1,
             declared: Vec::new(),
@@ -97,7 +104,7 @@ impl AmqpSession {
     }
 
     /// The channel for what may be refused.
-    async fn asking(&mut self) -> Result<Channel, Error> {
+    pub(super) async fn asking(&mut self) -> Result<Channel, Error> {
         if let Some(channel) = &self.asking
             && channel.is_open()
         {
@@ -108,12 +115,22 @@ impl AmqpSession {
         Ok(channel)
     }
 
+    /// The connection for publishing.
+    pub(super) async fn open_publisher(&mut self) -> Result<&Publisher, Error> {
+        let publisher = match self.publisher.take().filter(Publisher::is_alive) {
+            Some(publisher) => publisher,
+            None => Publisher::open(&self.shared.address).await?,
+        };
+        Ok(self.publisher.insert(publisher))
+    }
+
     /// Takes from the inbox what is wanted, and lessens the want by it. What is acknowledged by
     /// being handed out is added to `settled`.
     fn hand_out(&mut self, want: &mut Want, settled: &mut Vec<Settlement>) -> Vec<Delivery> {
         let mut deliveries = Vec::new();
         while want.runnable > 0 && want.total > 0 {
-            let Some(arrived) = self.inbox.pop_front() else {
+            let due = self.delays.take_due();
+            let Some(arrived) = due.or_else(|| self.inbox.pop_front()) else {
                 break;
             };
             want.total -= 1;
@@ -129,9 +146,10 @@ impl AmqpSession {
             }
             deliveries.push(Delivery {
                 tag,
-                queue: arrived.queue,
-                message: message::message(arrived.delivery),
+                queue: Arc::clone(&arrived.queue),
+                message: message::message(&arrived.delivery),
             });
+            self.handed.insert(tag.0, arrived);
         }
         deliveries
     }
@@ -156,6 +174,14 @@ impl AmqpSession {
         Some(settlement)
     }
 
+    /// Takes out messages that the server has confirmed to have for later.
+    fn take_delayed(&mut self) -> Vec<Settlement> {
+        let settled = self.delays.take_settled().into_iter();
+        settled
+            .filter_map(|settlement| self.take_out(settlement))
+            .collect()
+    }
+
     /// Tells the server what became of messages that were taken out.
     fn settle(&self, settled: &[Settlement]) -> Result<(), Error> {
         let mut acks = Vec::with_capacity(settled.len());
@@ -166,7 +192,8 @@ impl AmqpSession {
                     continue;
                 }
                 Fate::Reject => false,
-                Fate::Requeue | Fate::Release => true,
+                // What is delayed is settled by what the server says of its copy.
+                Fate::Requeue | Fate::Release | Fate::Delay(_) => true,
             };
             self.tell(&method::reject(tag.0, requeue))?;
         }
@@ -223,14 +250,13 @@ impl AmqpSession {
         if declared.is_empty() {
             return Ok(());
         }
-        let Some(kind) = self.shared.delayed_delivery.clone() else {
-            return Ok(());
-        };
-        if !self.shared.has_quorum_queues && !declared.iter().any(topology::is_quorum) {
+        let has_quorum_queues =
+            || self.shared.has_quorum_queues || declared.iter().any(topology::is_quorum);
+        if !self.shared.detects_quorum_queues || !has_quorum_queues() {
             return Ok(());
         }
         let channel = self.asking().await?;
-        if let Err(error) = delayed::declare(&channel, &declared, &kind).await {
+        if let Err(error) = delayed::declare(&channel, &declared, &self.shared.levels).await {
             tracing::warn!(
                 %error,
                 "native delayed delivery can't be set up: tasks with an ETA are not delayed"
@@ -259,10 +285,22 @@ impl AmqpSession {
         mut want: Want,
     ) -> Result<Vec<Delivery>, Error> {
         self.collect()?;
-        let mut settled: Vec<Settlement> = settlements
-            .iter()
-            .filter_map(|settlement| self.take_out(*settlement))
-            .collect();
+        let mut settled = Vec::with_capacity(settlements.len());
+        let mut delays = Vec::new();
+        for settlement in settlements {
+            if let Fate::Delay(delay) = settlement.fate {
+                delays.push((settlement.tag, delay));
+            } else {
+                self.handed.remove(&settlement.tag.0);
+                settled.extend(self.take_out(*settlement));
+            }
+        }
+        let delayed = self.delay(&delays).await;
+        settled.extend(self.take_delayed());
+        if delayed.is_err() {
+            self.settle(&settled)?;
+        }
+        delayed?;
         let mut deliveries = self.hand_out(&mut want, &mut settled);
         let credit = self.credit(want);
         self.hold_back(credit).await?;
@@ -279,6 +317,9 @@ impl AmqpSession {
 
     /// How many messages may come beyond those that are here.
     fn credit(&mut self, want: Want) -> usize {
+        if self.delays.is_full() {
+            return 0;
+        }
         let credit = self.widening.credit(want, Instant::now());
         credit.saturating_sub(self.inbox.len())
     }
@@ -294,7 +335,7 @@ impl AmqpSession {
         told.map_err(|failure| self.shared.lost(&failure))
     }
 
-    fn check(&self) -> Result<(), Error> {
+    pub(super) fn check(&self) -> Result<(), Error> {
         if self.link.is_alive() && self.channel.is_open() {
             return Ok(());
         }
@@ -357,7 +398,10 @@ impl Session for AmqpSession {
             return Ok(());
         };
         self.cancel_consumers(&[at]).await?;
-        let released = self.empty_inbox(|arrived| &*arrived.queue == queue);
+        let mut released = self.empty_inbox(|arrived| &*arrived.queue == queue);
+        for settlement in self.delays.give_up(queue) {
+            released.extend(self.take_out(settlement));
+        }
         self.subscriptions.remove(at);
         self.settle(&released)
     }
@@ -380,7 +424,7 @@ impl Session for AmqpSession {
         if std::mem::take(&mut self.is_fresh) || self.is_held_back {
             return self.check();
         }
-        let poll = Instant::now() + POLL;
+        let poll = Instant::now() + self.delays.next().map_or(POLL, |next| next.min(POLL));
         let until = self.widening.ends().map_or(poll, |ends| ends.min(poll));
         // Running out of time is an answer as good as a message.
         tokio::time::timeout_at(until, self.arriving())
@@ -399,6 +443,10 @@ impl Session for AmqpSession {
     async fn maintain(&mut self) -> Result<Maintained, Error> {
         self.collect()?;
         self.check()?;
+        let delayed = self.maintain_delays().await;
+        let settled = self.take_delayed();
+        self.settle(&settled)?;
+        delayed?;
         self.give_back_left_over().await?;
         Ok(Maintained {
             next: LEFT_OVER_AFTER,
@@ -437,14 +485,26 @@ impl Session for AmqpSession {
     }
 
     async fn publish(&mut self, queue: &str, message: &Message) -> Result<(), Error> {
-        let publisher = match self.publisher.take().filter(Publisher::is_alive) {
-            Some(publisher) => publisher,
-            None => Publisher::open(&self.shared.address).await?,
-        };
-        self.publisher
-            .insert(publisher)
+        self.open_publisher()
+            .await?
             .publish("", queue, message)
             .await
+    }
+
+    async fn bury(&mut self, letter: &DeadLetter, bounds: Bounds) -> Result<(), Error> {
+        self.bury_letter(letter, bounds).await
+    }
+
+    async fn dead_letters(&mut self) -> Result<Vec<DeadLetter>, Error> {
+        self.read_dead_letters().await
+    }
+
+    async fn replay(&mut self, ids: &[String]) -> Result<u64, Error> {
+        self.replay_letters(ids).await
+    }
+
+    async fn forget(&mut self, ids: &[String]) -> Result<u64, Error> {
+        self.forget_letters(ids).await
     }
 
     async fn close(mut self: Box<Self>) -> Result<(), Error> {

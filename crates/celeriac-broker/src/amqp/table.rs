@@ -139,22 +139,82 @@ fn write_value(octets: &mut Octets<'_>, levels: usize, to: &mut String) -> Resul
     Ok(())
 }
 
-/// The text of a member of a table, where it is a text; looked for at the first level only.
-pub(super) fn find_text<'t>(members: &'t [u8], name: &str) -> Option<&'t [u8]> {
+/// A member of a table as it stands there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Member<'t> {
+    pub(super) name: &'t [u8],
+    /// Its type and its value.
+    pub(super) value: &'t [u8],
+    /// All of it.
+    pub(super) whole: &'t [u8],
+}
+
+/// The members of a table one after the other, at the first level only.
+pub(super) fn members(members: &[u8]) -> impl Iterator<Item = Result<Member<'_>, Malformed>> {
     let mut octets = Octets(members);
+    std::iter::from_fn(move || {
+        (!octets.is_empty()).then(|| {
+            let whole = octets.0;
+            let name = octets.short_bytes()?;
+            let value = octets.0;
+            skip_value(&mut octets)?;
+            let left = octets.0.len();
+            Ok(Member {
+                name,
+                value: &value[..value.len() - left],
+                whole: &whole[..whole.len() - left],
+            })
+        })
+    })
+}
+
+/// The type and the value of a member of a table; the last, where there are several.
+pub(super) fn find<'t>(table: &'t [u8], name: &str) -> Option<&'t [u8]> {
     let mut found = None;
-    while !octets.is_empty() {
-        let key = octets.short_bytes().ok()?;
-        let value = octets.0;
-        skip_value(&mut octets).ok()?;
-        if key == name.as_bytes() {
-            found = Some(value);
+    for member in members(table) {
+        let member = member.ok()?;
+        if member.name == name.as_bytes() {
+            found = Some(member.value);
         }
     }
-    match found? {
+    found
+}
+
+/// The text of a member of a table, where it is a text.
+pub(super) fn find_text<'t>(table: &'t [u8], name: &str) -> Option<&'t [u8]> {
+    match find(table, name)? {
         [b'S', text @ ..] => Octets(text).long_bytes().ok(),
         _ => None,
     }
+}
+
+/// The members of a member of a table, where that is a table.
+pub(super) fn find_table<'t>(table: &'t [u8], name: &str) -> Option<&'t [u8]> {
+    match find(table, name)? {
+        [b'F', members @ ..] => Octets(members).long_bytes().ok(),
+        _ => None,
+    }
+}
+
+/// Writes a member that is a text.
+pub(super) fn put_text(name: &str, text: &str, to: &mut Vec<u8>) -> Result<(), Unsayable> {
+    put_short_text(name, to)?;
+    to.push(b'S');
+    put_long(to, |to| {
+        to.extend_from_slice(text.as_bytes());
+        Ok(())
+    })
+}
+
+/// Writes a member that is a table, of the members that `write` writes.
+pub(super) fn put_members(
+    name: &str,
+    to: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>) -> Result<(), Unsayable>,
+) -> Result<(), Unsayable> {
+    put_short_text(name, to)?;
+    to.push(b'F');
+    put_long(to, write)
 }
 
 fn skip_value(octets: &mut Octets<'_>) -> Result<(), Malformed> {

@@ -62,7 +62,7 @@ pub(super) async fn declare_exchange(channel: &Channel, exchange: &Exchange) -> 
     })
 }
 
-async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<(), Error> {
+pub(super) async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<(), Error> {
     let what = format!("the queue {:?}", queue.name);
     let arguments = queue_arguments(queue);
     let like = Declared {

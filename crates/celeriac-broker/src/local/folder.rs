@@ -1,12 +1,13 @@
 //! Where the sockets are.
 
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io::{self, ErrorKind as Io};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use celeriac_core::broker::{Error, ErrorKind};
+use celeriac_net::runtime_folder::{self, Refused};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -25,19 +26,7 @@ pub struct Place {
 impl Place {
     /// The place for a broker, by the identity that the module describes.
     pub fn of(identity: &str) -> Self {
-        let user = rustix::process::geteuid().as_raw();
-        let mut bases = Vec::new();
-        let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-        let usual = PathBuf::from(format!("/run/user/{user}"));
-        for folder in runtime.into_iter().chain([usual]) {
-            let is_own = std::fs::symlink_metadata(&folder)
-                .is_ok_and(|found| found.is_dir() && found.uid() == user);
-            let base = folder.join("celeriac");
-            if is_own && folder.is_absolute() {
-                bases.push(base);
-            }
-        }
-        bases.push(PathBuf::from(format!("/tmp/celeriac-{user}")));
+        let bases = runtime_folder::of(runtime_folder::user());
         Self {
             bases,
             name: identity.to_owned(),
@@ -223,26 +212,11 @@ fn is_at(file: &File, path: &Path) -> bool {
 
 /// Makes a folder that nobody else can enter, or proves that it is one.
 fn own(path: &Path) -> Result<(), Error> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => return Ok(()),
-        Err(error) if error.kind() == Io::AlreadyExists => {}
-        Err(error) => return Err(refused(path, &error)),
-    }
-    let found = std::fs::symlink_metadata(path).map_err(|error| refused(path, &error))?;
-    let is_own = found.is_dir()
-        && found.uid() == rustix::process::geteuid().as_raw()
-        && found.mode() & 0o777 == 0o700;
-    if is_own {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Configuration,
-        format!(
-            "the folder {} for local sockets is not this user's alone",
-            path.display()
-        ),
-    )
-    .with_hint("remove it, or set XDG_RUNTIME_DIR to a folder of this user"))
+    runtime_folder::own(path).map_err(|error| match error {
+        Refused::Unusable { path, error } => refused(&path, &error),
+        Refused::Shared(_) => Error::new(ErrorKind::Configuration, error.to_string())
+            .with_hint("remove it, or set XDG_RUNTIME_DIR to a folder of this user"),
+    })
 }
 
 fn refused(path: &Path, error: &io::Error) -> Error {

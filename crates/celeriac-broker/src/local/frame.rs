@@ -91,29 +91,31 @@ impl Frame {
         Bytes::from(bytes)
     }
 
-    /// Reads what follows the length; `None` when it is no JSON object.
+    /// Reads what follows the length; `None` when it is no JSON object. What should hold an envelope
+    /// and holds none is unknown.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let object = Object::parse(std::str::from_utf8(bytes).ok()?).ok()?;
         let text = |name| object.get(name).and_then(json::as_str).map(Cow::into_owned);
-        let message = || {
-            let raw = object.get("message").unwrap_or_default();
-            Bytes::copy_from_slice(raw.as_bytes())
-        };
-        let frame = match text("kind").as_deref() {
-            Some("hello") => Self::Hello(Hello {
+        let message = object
+            .get("message")
+            .map(|raw| Bytes::copy_from_slice(raw.as_bytes()));
+        let frame = match (text("kind").as_deref(), message) {
+            (Some("hello"), _) => Self::Hello(Hello {
                 node: text("node").unwrap_or_default(),
                 socket: text("socket"),
                 commands: object.get("commands").is_some_and(json::is_truthy),
                 events: text("events"),
                 reply_key: text("reply_key"),
             }),
-            Some("command") => Self::Command {
+            (Some("command"), Some(message)) => Self::Command {
                 reply_key: text("reply_key"),
-                message: message(),
+                message,
             },
-            Some("reply") => Self::Reply(message()),
-            Some("events") => Self::Events(text("routing_key").unwrap_or_else(|| "#".to_owned())),
-            Some("event") => Self::Event(message()),
+            (Some("reply"), Some(message)) => Self::Reply(message),
+            (Some("events"), _) => {
+                Self::Events(text("routing_key").unwrap_or_else(|| "#".to_owned()))
+            }
+            (Some("event"), Some(message)) => Self::Event(message),
             _ => Self::Unknown,
         };
         Some(frame)
@@ -173,7 +175,14 @@ mod tests {
     #[tokio::test]
     async fn what_is_unknown_is_left_alone_and_what_is_no_frame_is_the_end() {
         let framed = |text: &[u8]| [&(text.len() as u32).to_be_bytes(), text].concat();
-        for text in [r#"{"kind":"later","x":1}"#, r#"{"kind":5}"#, "{}"] {
+        for text in [
+            r#"{"kind":"later","x":1}"#,
+            r#"{"kind":5}"#,
+            "{}",
+            r#"{"kind":"event"}"#,
+            r#"{"kind":"reply"}"#,
+            r#"{"kind":"command","reply_key":"k"}"#,
+        ] {
             let bytes = framed(text.as_bytes());
             assert_eq!(Frame::read(&mut &*bytes).await, Some(Frame::Unknown));
         }

@@ -46,6 +46,8 @@
 
 mod folder;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod hub;
 
 use std::path::{Path, PathBuf};

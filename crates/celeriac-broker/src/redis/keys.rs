@@ -27,6 +27,12 @@ pub(super) struct Keys {
     pub(super) workers: String,
     /// Since when, and when last, any of them gave one.
     pub(super) pulse: String,
+    /// Dead letters by their ids, and their ids by the moment of their death.
+    pub(super) dead: String,
+    pub(super) dead_index: String,
+    /// Before the names of limits and claims, and of the holders of their slots.
+    pub(super) limit: String,
+    pub(super) slots: String,
     /// Until when each binding table is in use that only expiring queues stand in.
     pub(super) binding_deadlines: String,
 }
@@ -46,6 +52,10 @@ impl Keys {
             unacked_index: named("unacked_index_key", "unacked_index"),
             workers: format!("{prefix}_celeriac.workers"),
             pulse: format!("{prefix}_celeriac.pulse"),
+            dead: format!("{prefix}_celeriac.dead"),
+            dead_index: format!("{prefix}_celeriac.dead.index"),
+            limit: format!("{prefix}_celeriac.limit."),
+            slots: format!("{prefix}_celeriac.slots."),
             binding_deadlines: format!("{prefix}_kombu.binding_deadlines"),
             prefix,
         })

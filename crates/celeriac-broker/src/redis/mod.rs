@@ -7,12 +7,17 @@
 //! worker takes a message for abandoned while its task runs, and within seconds of a worker's
 //! death the others give its messages back.
 //!
+//! What waits for its moment is in `unacked` as well: see [`delays`].
+//!
 //! Celery's counterpart: `kombu.transport.redis`.
 
 mod bus;
+mod dead_letters;
+mod delays;
 mod error;
 mod fanout;
 mod keys;
+mod limits;
 mod pushes;
 mod recovery;
 mod rollback;
@@ -29,6 +34,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use celeriac_core::broker::{Broker, Capabilities, Error, ErrorKind, Session};
 use celeriac_core::bus::{Bus, BusOptions};
+use celeriac_core::limit::SharedLimitStore;
 use celeriac_net::ServerUrl;
 use celeriac_net::redis::{InvalidAddress, RedisAddress, RedisServer};
 use celeriac_net::sentinel::Sentinels;
@@ -230,6 +236,7 @@ impl Broker for RedisBroker {
         Capabilities {
             priorities: true,
             recovers: true,
+            delays: true,
             tags_outlive_connections: true,
         }
     }
@@ -245,5 +252,9 @@ impl Broker for RedisBroker {
     async fn open_bus(&self, options: &BusOptions) -> Result<Option<Box<dyn Bus>>, Error> {
         let bus = bus::RedisBus::open(&self.shared, options).await?;
         Ok(bus.map(|bus| Box::new(bus) as Box<dyn Bus>))
+    }
+
+    fn limits(&self) -> Option<SharedLimitStore> {
+        Some(Arc::new(limits::RedisLimits(Arc::clone(&self.shared))))
     }
 }

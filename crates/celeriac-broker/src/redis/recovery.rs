@@ -11,6 +11,7 @@ use celeriac_protocol::{envelope, json};
 use redis::{Value, cmd};
 use tokio::time::Instant;
 
+use super::delays::is_delayed;
 use super::error::broker_error;
 use super::scripts::{GIVE_BACK, OVERDUE, RENEW, TAGS_PER_CALL};
 use super::session::RedisSession;
@@ -39,6 +40,8 @@ impl RedisSession {
         let now = Instant::now();
         let mut maintained = Maintained {
             next: BEAT,
+            // kombu's workers look at the renewal, celeriac's at the sign of life.
+            leased: Some(DEAD_AFTER.min(self.shared.visibility_timeout / 3 * 2)),
             ..Maintained::default()
         };
         let mut tags: Vec<u64> = Vec::new();
@@ -53,6 +56,13 @@ impl RedisSession {
         if now >= self.next_recovery {
             self.next_recovery = now + RECOVERY.min(self.shared.visibility_timeout / 3);
             maintained.restored = self.restore_abandoned().await?;
+        }
+        let (moved, next) = self.move_due().await?;
+        let waiting = self.waiting();
+        let fanout = self.fanout_comes_due();
+        maintained.restored += moved + (waiting - self.waiting()) as u64;
+        for next in [next, fanout].into_iter().flatten() {
+            maintained.next = maintained.next.min(next);
         }
         if self.recheck_claims.is_some_and(|at| now >= at) {
             self.recheck_claims = None;
@@ -94,7 +104,7 @@ impl RedisSession {
         let claimed = self.shared.claimed();
         lost.retain(|number| claimed.contains_key(number));
         drop(claimed);
-        self.forget(lost.iter().copied());
+        self.forget_claims(lost.iter().copied());
         Ok(lost.into_iter().map(DeliveryTag).collect())
     }
 
@@ -126,7 +136,7 @@ impl RedisSession {
         // A tag of this worker is overdue when it could not renew for long: it renews next.
         let overdue: Vec<String> = overdue
             .into_iter()
-            .filter(|tag| self.shared.own_number(tag).is_none())
+            .filter(|tag| self.shared.own_number(tag).is_none() && !is_delayed(tag))
             .collect();
         if !overdue.is_empty() {
             let mut get = redis::pipe();
@@ -164,7 +174,7 @@ impl RedisSession {
     /// Restores everything that a dead worker of celeriac holds.
     async fn restore_worker(&mut self, worker: &str) -> Result<u64, Error> {
         let claims = self.claims_of(worker).await?;
-        let count = self.restore(claims, Redelivered::Yes).await?;
+        let count = self.restore(claims, Redelivered::AfterDeath).await?;
         tracing::warn!(
             target: "celeriac.broker",
             "Restored {count} messages of a worker that is gone ({worker})."
@@ -316,6 +326,10 @@ impl RedisSession {
         }
         let item = match redelivered {
             Redelivered::Yes => envelope::mark_redelivered(envelope).into_owned(),
+            Redelivered::AfterDeath => {
+                let marked = envelope::mark_redelivered(envelope);
+                envelope::with_a_death(&marked).into_owned()
+            }
             Redelivered::No => (*envelope).to_owned(),
         };
         Ok(Ok(Abandoned {
@@ -370,5 +384,7 @@ impl RedisSession {
 #[derive(Clone, Copy)]
 enum Redelivered {
     Yes,
+    /// And as one that may have killed its worker.
+    AfterDeath,
     No,
 }

@@ -10,6 +10,21 @@ pub(super) static EXCHANGE: LazyLock<Script> =
 /// Puts claimed messages back.
 pub(super) static GIVE_BACK: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("lua/give_back.lua")));
+/// Puts claimed messages into the delay store.
+pub(super) static DELAY: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lua/delay.lua")));
+/// Moves what is due from there to its list.
+pub(super) static DUE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lua/due.lua")));
+/// Grants and denies what limits allow.
+pub(super) static LIMITS: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lua/limits.lua")));
+/// Keeps a dead letter.
+pub(super) static BURY: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lua/bury.lua")));
+/// Puts dead letters back into their lists.
+pub(super) static REPLAY: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lua/replay.lua")));
 /// Renews leases.
 pub(super) static RENEW: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("lua/renew.lua")));

@@ -1,22 +1,25 @@
 //! One connection: claiming, settling, waiting.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use celeriac_core::broker::{
-    Delivery, DeliveryTag, Error, ErrorKind, Fate, Maintained, Session, Settlement, Unreadable,
-    Want,
+    Delay, Delayed, Delivery, DeliveryTag, Error, ErrorKind, Fate, Maintained, Session, Settlement,
+    Unreadable, Want,
 };
+use celeriac_core::dead_letter::{Bounds, DeadLetter};
 use celeriac_core::queue::{Binding, ExchangeKind, Queue};
 use celeriac_core::revokes::KeptRevokes;
 use celeriac_protocol::{Message, envelope};
+use jiff::Timestamp;
 use redis::aio::MultiplexedConnection;
 use redis::{Value, cmd, pipe};
 use tokio::time::Instant;
 
+use super::delays::marked;
 use super::error::broker_error;
 use super::keys::Keys;
 use super::pushes::Pushes;
@@ -49,6 +52,8 @@ pub(super) struct RedisSession {
     pub(super) strays: HashSet<String>,
     /// Fanout messages that were handed out, to be handed out again where they are given back.
     handed_out: HashMap<u64, (String, Bytes)>,
+    /// Those that wait for their moment. As any fanout message they are in no store.
+    waiting: BTreeMap<(Timestamp, u64), (String, Bytes)>,
 }
 
 /// A queue that is consumed.
@@ -121,6 +126,7 @@ impl RedisSession {
             recheck_claims: None,
             strays: HashSet::new(),
             handed_out: HashMap::new(),
+            waiting: BTreeMap::new(),
         })
     }
 
@@ -228,7 +234,7 @@ impl RedisSession {
                 .invoke_async(&mut self.connection)
                 .await
                 .map_err(|error| broker_error(&error))?;
-            self.forget(chunk.iter().map(|(number, _)| *number));
+            self.forget_claims(chunk.iter().map(|(number, _)| *number));
         }
         Ok(())
     }
@@ -258,15 +264,41 @@ impl RedisSession {
             .collect())
     }
 
-    pub(super) fn forget(&self, numbers: impl Iterator<Item = u64>) {
+    /// The queue that a list belongs to, if it is consumed.
+    pub(super) fn queue_of(&self, list: &str) -> Option<Arc<str>> {
+        let mut queues = self.queues.iter();
+        let queue = queues.find(|queue| queue.lists.iter().any(|its| **its == *list))?;
+        Some(Arc::clone(&queue.name))
+    }
+
+    pub(super) fn forget_claims(&self, numbers: impl Iterator<Item = u64>) {
         let mut claimed = self.shared.claimed();
         for number in numbers {
             claimed.remove(&number);
         }
     }
 
+    /// How many fanout messages wait for their moment.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Has fanout messages come whose moment is there; tells how long until the next.
+    pub(super) fn fanout_comes_due(&mut self) -> Option<Duration> {
+        let now = Timestamp::now();
+        while let Some(entry) = self.waiting.first_entry() {
+            if entry.key().0 > now {
+                let wait = entry.key().0.duration_since(now);
+                return Some(Duration::try_from(wait).unwrap_or_default());
+            }
+            self.pushes.messages().push_front(entry.remove());
+        }
+        None
+    }
+
     /// Fanout messages that arrived, at most `count`.
     fn take_fanout(&mut self, count: usize) -> Vec<Delivery> {
+        self.fanout_comes_due();
         let mut messages = self.pushes.messages();
         let count = count.min(messages.len());
         let mut deliveries = Vec::with_capacity(count);
@@ -288,8 +320,20 @@ impl RedisSession {
             let Some(message) = self.handed_out.remove(&settlement.tag.0) else {
                 continue;
             };
-            if matches!(settlement.fate, Fate::Release | Fate::Requeue) {
-                self.pushes.messages().push_front(message);
+            match settlement.fate {
+                Fate::Ack | Fate::Reject => {}
+                Fate::Release | Fate::Requeue => self.pushes.messages().push_front(message),
+                Fate::Delay(delay) => {
+                    let (pattern, raw) = message;
+                    let raw = marked(&raw, delay.marks);
+                    match delay.until {
+                        Some(until) => {
+                            let place = (until, settlement.tag.0);
+                            self.waiting.insert(place, (pattern, raw));
+                        }
+                        None => self.pushes.messages().push_back((pattern, raw)),
+                    }
+                }
             }
         }
     }
@@ -402,6 +446,15 @@ impl Session for RedisSession {
         self.give_back(&tags(&[Fate::Requeue]), Fate::Requeue)
             .await?;
 
+        let delays: Vec<(DeliveryTag, Delay)> = settlements
+            .iter()
+            .filter_map(|settlement| match settlement.fate {
+                Fate::Delay(delay) => Some((settlement.tag, delay)),
+                _ => None,
+            })
+            .collect();
+        self.delay(&delays).await?;
+
         let numbers: Vec<u64> = {
             let claimed = self.shared.claimed();
             let settled = tags(&[Fate::Ack, Fate::Reject])
@@ -430,7 +483,7 @@ impl Session for RedisSession {
             };
             deliveries.extend(self.call_exchange(&acks, want).await?);
             self.shared.settle(chunk);
-            self.forget(chunk.iter().copied());
+            self.forget_claims(chunk.iter().copied());
         }
         if numbers.is_empty() && !want.is_none() && !self.queues.is_empty() {
             deliveries.extend(self.call_exchange(&[], want).await?);
@@ -494,6 +547,30 @@ impl Session for RedisSession {
         let tag = uuid::Uuid::new_v4().to_string();
         self.query(cmd("LPUSH").arg(list).arg(envelope::encode(message, &tag)))
             .await
+    }
+
+    async fn delayed(&mut self, count: usize) -> Result<Vec<Delayed>, Error> {
+        self.first_delayed(count).await
+    }
+
+    async fn return_delayed(&mut self) -> Result<u64, Error> {
+        self.return_all().await
+    }
+
+    async fn bury(&mut self, letter: &DeadLetter, bounds: Bounds) -> Result<(), Error> {
+        self.bury_letter(letter, bounds).await
+    }
+
+    async fn dead_letters(&mut self) -> Result<Vec<DeadLetter>, Error> {
+        self.read_dead_letters().await
+    }
+
+    async fn replay(&mut self, ids: &[String]) -> Result<u64, Error> {
+        self.replay_letters(ids).await
+    }
+
+    async fn forget(&mut self, ids: &[String]) -> Result<u64, Error> {
+        self.forget_letters(ids).await
     }
 
     async fn revokes(&mut self, since: f64) -> Result<KeptRevokes, Error> {

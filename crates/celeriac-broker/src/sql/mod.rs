@@ -3,14 +3,20 @@
 //! A plain Python producer enqueues with kombu's own `sqla+…://`, and kombu's consumers share the
 //! queues. Unlike kombu, a message that was taken and is not acknowledged stays in its table,
 //! invisible and leased to its worker, and comes back when that worker dies; an acknowledged one
-//! is deleted.
+//! is deleted. One that is delayed stays there as well, invisible and nobody's, until its moment,
+//! which a table beside tells.
 //!
 //! `session` is what all databases share; each of the folders is one database in its own words.
 //!
 //! Celery's counterpart: `kombu.transport.sqlalchemy`.
 
+mod dead_letters;
+mod fates;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod identity;
 mod lease;
+mod limits;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod pace;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
@@ -36,6 +42,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use celeriac_core::broker::{Broker, Capabilities, Error, ErrorKind, Session};
 use celeriac_core::bus::{Bus, BusOptions};
+use celeriac_core::limit::SharedLimitStore;
 use celeriac_net::ServerUrl;
 
 use crate::local::{LocalBus, Place};
@@ -56,7 +63,7 @@ pub(crate) const AVAILABLE: &[&str] = &[
 /// A database as a broker.
 pub struct SqlBroker {
     shared: Arc<Shared>,
-    engine: Box<dyn Engine>,
+    engine: Arc<dyn Engine>,
     url: ServerUrl,
     options: Options,
 }
@@ -84,13 +91,13 @@ impl SqlBroker {
     /// # Errors
     /// When the database is not part of this build, or the URL or an option makes no sense.
     pub fn new(url: &ServerUrl, options: &Options) -> Result<Self, Error> {
-        let engine: Box<dyn Engine> = match dialect(url) {
+        let engine: Arc<dyn Engine> = match dialect(url) {
             #[cfg(feature = "sqlite")]
-            "sqlite" => Box::new(sqlite::Sqlite::new(url, options)?),
+            "sqlite" => Arc::new(sqlite::Sqlite::new(url, options)?),
             #[cfg(feature = "postgres")]
-            "postgresql" | "postgres" => Box::new(postgres::Postgres::new(url, options)?),
+            "postgresql" | "postgres" => Arc::new(postgres::Postgres::new(url, options)?),
             #[cfg(feature = "mysql")]
-            "mysql" | "mariadb" => Box::new(mysql::Mysql::new(url, options)?),
+            "mysql" | "mariadb" => Arc::new(mysql::Mysql::new(url, options)?),
             dialect => {
                 return Err(Error::new(
                     ErrorKind::Configuration,
@@ -148,6 +155,7 @@ impl Broker for SqlBroker {
         Capabilities {
             priorities: false,
             recovers: true,
+            delays: true,
             tags_outlive_connections: true,
         }
     }
@@ -166,5 +174,12 @@ impl Broker for SqlBroker {
         let place = Place::of(&identity::identity(&self.url, &self.options));
         let bus = LocalBus::open(&place, options).await?;
         Ok(Some(Box::new(bus)))
+    }
+
+    fn limits(&self) -> Option<SharedLimitStore> {
+        Some(Arc::new(limits::SqlLimits {
+            engine: Arc::clone(&self.engine),
+            display: self.shared.display.clone(),
+        }))
     }
 }

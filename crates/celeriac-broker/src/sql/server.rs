@@ -19,7 +19,7 @@ pub(super) struct Given<'o> {
 }
 
 impl<'o> Given<'o> {
-    /// An argument for the driver, from the URL's query or `connect_args`.
+    /// An argument for the driver that is a text, from the URL's query or `connect_args`.
     pub(super) fn text(self, name: &str) -> Option<&'o str> {
         let arguments = self.options.transport.get("connect_args");
         self.url
@@ -53,11 +53,13 @@ impl<'o> Given<'o> {
     /// # Errors
     /// When it is no number of seconds.
     pub(super) fn connect_timeout(self) -> Result<Duration, Error> {
-        match self.text("connect_timeout") {
+        match argument(self.url, self.options, "connect_timeout") {
+            // PyMySQL takes fractions as well.
             Some(text) => text
                 .parse()
-                .map(Duration::from_secs)
-                .map_err(|_| invalid(&format!("connect_timeout {text:?} is no number"))),
+                .ok()
+                .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+                .ok_or_else(|| invalid(&format!("connect_timeout {text:?} is no number"))),
             None => Ok(self.options.connect_timeout.unwrap_or(CONNECT_TIMEOUT)),
         }
     }

@@ -5,19 +5,24 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use celeriac_core::broker::{
-    Delivery, DeliveryTag, Error, Fate, Maintained, Session, Settlement, Unreadable, Want,
+    Delayed, Delivery, DeliveryTag, Error, Fate, Maintained, Session, Settlement, Unreadable, Want,
 };
+use celeriac_core::dead_letter::{Bounds, DeadLetter};
 use celeriac_core::queue::Queue;
 use celeriac_core::revokes::KeptRevokes;
 use celeriac_protocol::{Message, envelope};
+use jiff::Timestamp;
 
 use super::Shared;
+use super::dead_letters;
 use super::lease;
-use super::store::{Claims, Row, Store};
+use super::store::{Claims, DelayedRow, Replay, Row, Store};
 use super::turns::Turns;
 
 /// The most messages to look through at once for those that can run.
 const MOST_AT_ONCE: usize = 256;
+/// The most ids to name in one statement.
+const IDS_AT_ONCE: usize = 500;
 
 pub(super) struct SqlSession {
     shared: Arc<Shared>,
@@ -180,10 +185,12 @@ impl Session for SqlSession {
                 beat.restored
             );
         }
+        let moved = self.store.move_due().await?;
         Ok(Maintained {
-            restored: beat.restored,
-            next: lease::BEAT,
+            restored: beat.restored + moved.count,
+            next: moved.next.unwrap_or(lease::BEAT).min(lease::BEAT),
             lost,
+            leased: Some(lease::DEAD_AFTER),
         })
     }
 
@@ -198,6 +205,50 @@ impl Session for SqlSession {
     async fn publish(&mut self, queue: &str, message: &Message) -> Result<(), Error> {
         let payload = envelope::encode(message, &uuid::Uuid::new_v4().to_string());
         self.store.publish(queue, &payload).await
+    }
+
+    async fn delayed(&mut self, count: usize) -> Result<Vec<Delayed>, Error> {
+        let rows = self
+            .store
+            .first_delayed(&self.turns.queues(), count)
+            .await?;
+        let delayed = rows.into_iter().filter_map(|row| {
+            let queue = self.turns.name(row.queue)?;
+            delayed(&row, queue)
+        });
+        Ok(delayed.collect())
+    }
+
+    async fn return_delayed(&mut self) -> Result<u64, Error> {
+        self.store.return_delayed().await
+    }
+
+    async fn bury(&mut self, letter: &DeadLetter, bounds: Bounds) -> Result<(), Error> {
+        let limits = dead_letters::limits(letter, bounds);
+        self.store.bury(&dead_letters::record(letter), limits).await
+    }
+
+    async fn dead_letters(&mut self) -> Result<Vec<DeadLetter>, Error> {
+        Ok(dead_letters::letters(&self.store.records().await?))
+    }
+
+    async fn replay(&mut self, ids: &[String]) -> Result<u64, Error> {
+        let mut replayed = 0;
+        for chunk in ids.chunks(IDS_AT_ONCE) {
+            let records = self.store.records_of(&keys(chunk)).await?;
+            let letters = dead_letters::letters(&records);
+            let replays: Vec<Replay> = letters.into_iter().map(dead_letters::replay).collect();
+            replayed += self.store.replay(&replays).await?;
+        }
+        Ok(replayed)
+    }
+
+    async fn forget(&mut self, ids: &[String]) -> Result<u64, Error> {
+        let mut forgotten = 0;
+        for chunk in ids.chunks(IDS_AT_ONCE) {
+            forgotten += self.store.forget(&keys(chunk)).await?;
+        }
+        Ok(forgotten)
     }
 
     async fn revokes(&mut self, since: f64) -> Result<KeptRevokes, Error> {
@@ -228,6 +279,19 @@ fn is_held(delivery: &Delivery, present: jiff::Timestamp) -> bool {
         .ok()
         .and_then(|headers| celeriac_protocol::Head::from_headers(&headers)?.ok())
         .is_some_and(|head| head.eta.is_some_and(|eta| eta > present))
+}
+
+fn keys(ids: &[String]) -> Vec<String> {
+    ids.iter().map(|id| dead_letters::key(id)).collect()
+}
+
+/// A row of the delay store; nothing where it is no message.
+fn delayed(row: &DelayedRow, queue: Arc<str>) -> Option<Delayed> {
+    Some(Delayed {
+        until: Timestamp::from_microsecond(row.due).ok()?,
+        queue,
+        message: envelope::decode(&row.payload).ok()?,
+    })
 }
 
 fn delivery(row: Row, queue: Arc<str>) -> Delivery {

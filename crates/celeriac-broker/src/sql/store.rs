@@ -1,21 +1,26 @@
 //! What each database does in its own words.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use celeriac_core::broker::{Error, Settlement};
+use celeriac_core::limit::LimitSession;
 
 /// A database that can be a broker, not yet connected.
 #[async_trait]
 pub(super) trait Engine: Send + Sync {
     /// Connects as `worker`, and makes what is missing of the tables.
     async fn open(&self, worker: &str) -> Result<Box<dyn Store>, Error>;
+
+    /// Connects to the table of limits, which is made if it is missing.
+    async fn open_limits(&self) -> Result<Box<dyn LimitSession>, Error>;
 }
 
 /// One connection of one worker. Each call is all or nothing.
 #[async_trait]
-pub(super) trait Store: Send {
+pub(super) trait Store: Delays + DeadLetters + Send {
     /// The id of a queue, which is made if it is missing.
     async fn queue_id(&mut self, name: &str) -> Result<i64, Error>;
 
@@ -51,6 +56,98 @@ pub(super) trait Store: Send {
 
     /// Removes this worker from the tables.
     async fn leave(&mut self) -> Result<(), Error>;
+}
+
+/// The delay store: messages that nobody sees, and a table that tells when they are to be seen.
+#[async_trait]
+pub(super) trait Delays {
+    /// Has messages come whose moment is there, some in each call.
+    async fn move_due(&mut self) -> Result<Moved, Error>;
+
+    /// Has all messages come that are in the store now, and tells how many there were.
+    async fn return_delayed(&mut self) -> Result<u64, Error>;
+
+    /// The first messages of these queues, at most `count`, in the order of their moments.
+    async fn first_delayed(
+        &mut self,
+        queues: &[i64],
+        count: usize,
+    ) -> Result<Vec<DelayedRow>, Error>;
+}
+
+/// Records by their keys.
+#[async_trait]
+pub(super) trait DeadLetters {
+    /// Keeps a record in place of another with its key; what is beyond the bounds goes. It is safe
+    /// when this returns.
+    async fn bury(&mut self, record: &Record, bounds: Limits) -> Result<(), Error>;
+
+    /// All records, the latest first.
+    async fn records(&mut self) -> Result<Vec<String>, Error>;
+
+    /// The records with these keys.
+    async fn records_of(&mut self, keys: &[String]) -> Result<Vec<String>, Error>;
+
+    /// Puts messages into their queues and forgets their records, each only if it is still there.
+    /// Tells how many there were.
+    async fn replay(&mut self, replays: &[Replay]) -> Result<u64, Error>;
+
+    /// Forgets records, and tells how many there were.
+    async fn forget(&mut self, keys: &[String]) -> Result<u64, Error>;
+}
+
+/// How many messages go from the delay store to their queues in one transaction.
+pub(super) const MOVED_AT_ONCE: usize = 500;
+/// How many records beyond the bounds go at once: one more than is added is enough.
+pub(super) const FORGOTTEN_AT_ONCE: usize = 100;
+
+/// What [`Delays::move_due`] did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Moved {
+    /// How many messages came.
+    pub(super) count: u64,
+    /// How long until the next is due, by the database's clock; `None` where there is no other.
+    pub(super) next: Option<Duration>,
+}
+
+/// A message in the delay store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct DelayedRow {
+    pub(super) queue: i64,
+    pub(super) payload: Bytes,
+    /// When it comes, in microseconds since 1970.
+    pub(super) due: i64,
+}
+
+/// A dead letter as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Record {
+    /// At most 255 printable characters of ASCII.
+    pub(super) key: String,
+    /// In microseconds since 1970.
+    pub(super) died_at: i64,
+    /// JSON in ASCII.
+    pub(super) text: String,
+}
+
+/// Which records stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// What died before goes: microseconds since 1970.
+    pub(super) since: i64,
+    /// The most.
+    pub(super) number: usize,
+}
+
+/// A dead letter that goes back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Replay {
+    /// Its record's.
+    pub(super) key: String,
+    /// The queue's name.
+    pub(super) queue: String,
+    /// The message.
+    pub(super) payload: Bytes,
 }
 
 /// A row of the table `celeriac_revoked`, which Python makes and writes

@@ -16,6 +16,10 @@ pub(super) struct Tables {
     pub(super) lease: String,
     /// The last sign of life of each worker.
     pub(super) worker: String,
+    /// When each message of the delay store comes back.
+    pub(super) delayed: String,
+    /// Dead letters.
+    pub(super) dead: String,
     /// The index of the messages that wait, in the order in which they are taken.
     pub(super) waiting: String,
 }
@@ -33,6 +37,8 @@ impl Tables {
             queue: named("queue_tablename", "kombu_queue"),
             lease: beside("celeriac_lease"),
             worker: beside("celeriac_worker"),
+            delayed: beside("celeriac_delayed"),
+            dead: beside("celeriac_dead"),
             waiting: beside("celeriac_waiting"),
             message,
         }
@@ -45,6 +51,8 @@ impl Tables {
             message: quote(&self.message),
             lease: quote(&self.lease),
             worker: quote(&self.worker),
+            delayed: quote(&self.delayed),
+            dead: quote(&self.dead),
             waiting: quote(&self.waiting),
         }
     }

@@ -35,6 +35,11 @@ impl Turns {
         self.queues.iter().any(|queue| &*queue.name == name)
     }
 
+    /// The ids of all queues.
+    pub(super) fn queues(&self) -> Vec<i64> {
+        self.queues.iter().map(|queue| queue.id).collect()
+    }
+
     /// The name of the queue with this id.
     pub(super) fn name(&self, id: i64) -> Option<Arc<str>> {
         let queue = self.queues.iter().find(|queue| queue.id == id)?;

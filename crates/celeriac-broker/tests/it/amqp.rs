@@ -20,21 +20,21 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
 /// Longer than RabbitMQ needs for one step.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A vhost of the node that all tests share.
-struct Rabbit {
-    url: String,
+pub(super) struct Rabbit {
+    pub(super) url: String,
     kind: &'static str,
 }
 
 impl Rabbit {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::of("classic")
     }
 
     /// With queues of this type.
-    fn of(kind: &'static str) -> Self {
+    pub(super) fn of(kind: &'static str) -> Self {
         let server = RabbitMqServer::shared();
         Self {
             url: server.url(&server.vhost()),
@@ -73,6 +73,7 @@ impl Fixture for Rabbit {
 
     fn ways(&self) -> Ways {
         Ways {
+            hides_delayed: true,
             gives_back: if self.kind == "classic" {
                 GivesBack::InPlace
             } else {
@@ -170,7 +171,7 @@ fn want(count: usize) -> Want {
     }
 }
 
-fn settle(deliveries: &[Delivery], fate: Fate) -> Vec<Settlement> {
+pub(super) fn settle(deliveries: &[Delivery], fate: Fate) -> Vec<Settlement> {
     let settlement = |delivery: &Delivery| Settlement {
         tag: delivery.tag,
         fate,
@@ -178,13 +179,13 @@ fn settle(deliveries: &[Delivery], fate: Fate) -> Vec<Settlement> {
     deliveries.iter().map(settlement).collect()
 }
 
-fn id(delivery: &Delivery) -> String {
+pub(super) fn id(delivery: &Delivery) -> String {
     let headers = &delivery.message.as_ref().unwrap().headers;
     let headers: serde_json::Value = serde_json::from_str(headers).unwrap();
     headers["id"].as_str().unwrap().to_owned()
 }
 
-async fn consumer(url: &str, queue: &Queue) -> Box<dyn Session> {
+pub(super) async fn consumer(url: &str, queue: &Queue) -> Box<dyn Session> {
     let broker = open(url, &Options::default()).unwrap();
     let mut session = broker.connect().await.unwrap();
     session.declare(queue).await.unwrap();
@@ -192,7 +193,7 @@ async fn consumer(url: &str, queue: &Queue) -> Box<dyn Session> {
     session
 }
 
-async fn fetch(session: &mut dyn Session, count: usize) -> Vec<Delivery> {
+pub(super) async fn fetch(session: &mut dyn Session, count: usize) -> Vec<Delivery> {
     let mut deliveries = Vec::new();
     let deadline = Instant::now() + PATIENCE;
     while deliveries.len() < count {
@@ -209,7 +210,7 @@ async fn fetch(session: &mut dyn Session, count: usize) -> Vec<Delivery> {
     deliveries
 }
 
-async fn lapin_channel(url: &str) -> (lapin::Connection, lapin::Channel) {
+pub(super) async fn lapin_channel(url: &str) -> (lapin::Connection, lapin::Channel) {
     let connection = lapin::Connection::connect(url, ConnectionProperties::default())
         .await
         .unwrap();

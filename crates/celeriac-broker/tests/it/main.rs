@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't go on panics")]
 
 mod amqp;
+mod amqp_delays;
 mod local;
 mod mariadb;
 mod memory;
@@ -10,6 +11,7 @@ mod postgres;
 mod redis;
 mod redis_bus;
 mod sentinel;
+mod sql;
 mod sqlite;
 
 /// The table of revokes as SQLAlchemy makes it for `celeriac.host.revocations`, and rows in it. How

@@ -10,10 +10,12 @@ use celeriac_core::broker::{DeliveryTag, ErrorKind, Fate, Session, Settlement, W
 use celeriac_core::queue::Queue;
 use celeriac_core::revokes::KeptRevokes;
 use celeriac_testing::conformance::broker::{self, Fixture, message};
+use celeriac_testing::conformance::limits;
 use celeriac_testing::server::MariadbServer;
 use tokio::time::{Instant, timeout};
 
 use crate::as_python_keeps;
+use crate::sql::{self, Database};
 
 /// Longer than any step takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -56,6 +58,24 @@ impl Mariadb {
     }
 }
 
+impl Database for Mariadb {
+    fn execute(&self, sql: &str) -> String {
+        Self::execute(self, sql)
+    }
+
+    fn cut(&self, event: &str, table: &str) -> String {
+        format!(
+            "CREATE TRIGGER cut BEFORE {event} ON {table} FOR EACH ROW
+             SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'cut short'"
+        )
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn delays_and_dead_letters() {
+    sql::run(&Mariadb::new()).await;
+}
+
 #[async_trait]
 impl Fixture for Mariadb {
     fn broker(&self) -> Arc<dyn Broker> {
@@ -71,6 +91,20 @@ impl Fixture for Mariadb {
         self.execute(&as_kombu_puts(queue, &literal));
         Some(())
     }
+}
+
+#[tokio::test]
+async fn a_claim_that_fails_in_its_last_statement_is_none() {
+    let mariadb = Mariadb::new();
+    let mut session = mariadb.consumer("q").await;
+    session.publish("q", &message(1)).await.unwrap();
+    mariadb.execute(&mariadb.cut("UPDATE", "kombu_message"));
+    let error = session.exchange(&[], want(1)).await.unwrap_err();
+    assert!(error.message.contains("cut short"), "{error}");
+    mariadb.execute(&mariadb.mend("kombu_message"));
+    // The transaction has ended: over the same connection all goes on.
+    assert_eq!(session.maintain().await.unwrap().lost, []);
+    assert_eq!(session.exchange(&[], want(9)).await.unwrap().len(), 1);
 }
 
 /// What kombu's SQLAlchemy transport executes to put a payload, an SQL expression, into a queue that
@@ -108,6 +142,11 @@ fn ack(tag: DeliveryTag) -> Settlement {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conformance() {
     broker::run(&Mariadb::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits() {
+    limits::run(&Mariadb::new().broker().limits().unwrap()).await;
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use celeriac_broker::memory::MemoryBroker;
 use celeriac_core::Broker;
 use celeriac_testing::conformance::broker::{self, Fixture};
+use celeriac_testing::conformance::limits;
 
 struct Memory(MemoryBroker);
 
@@ -21,4 +22,9 @@ impl Fixture for Memory {
 #[tokio::test]
 async fn conformance() {
     broker::run(&Memory(MemoryBroker::new())).await;
+}
+
+#[tokio::test]
+async fn limits() {
+    limits::run(&MemoryBroker::new().limits().unwrap()).await;
 }

@@ -5,14 +5,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use celeriac_broker::{Options, open};
 use celeriac_core::Broker;
-use celeriac_core::broker::{DeliveryTag, ErrorKind, Fate, Session, Settlement, Want};
+use celeriac_core::broker::{Delay, DeliveryTag, ErrorKind, Fate, Session, Settlement, Want};
 use celeriac_core::queue::Queue;
 use celeriac_core::revokes::KeptRevokes;
+use celeriac_protocol::Marks;
 use celeriac_testing::conformance::broker::{self, Fixture, message};
+use celeriac_testing::conformance::limits;
 use celeriac_testing::server::PostgresServer;
+use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 
 use crate::as_python_keeps;
+use crate::sql::{self, Database};
 
 /// Longer than any step takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -71,6 +75,29 @@ impl Fixture for Postgres {
     }
 }
 
+impl Database for Postgres {
+    fn execute(&self, sql: &str) -> String {
+        Self::execute(self, sql)
+    }
+
+    fn cut(&self, event: &str, table: &str) -> String {
+        format!(
+            "CREATE OR REPLACE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NEW; END $$;
+             CREATE TRIGGER cut BEFORE {event} ON {table} FOR EACH ROW EXECUTE FUNCTION cut()"
+        )
+    }
+
+    fn mend(&self, table: &str) -> String {
+        format!("DROP TRIGGER cut ON {table}")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn delays_and_dead_letters() {
+    sql::run(&Postgres::new()).await;
+}
+
 /// What kombu's SQLAlchemy transport executes to put a payload into a queue that exists.
 fn as_kombu_puts(queue: &str, payload: &str) -> String {
     let payload = payload.replace('\'', "''");
@@ -105,6 +132,11 @@ fn ack(tag: DeliveryTag) -> Settlement {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conformance() {
     broker::run(&Postgres::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits() {
+    limits::run(&Postgres::new().broker().limits().unwrap()).await;
 }
 
 #[tokio::test]
@@ -259,6 +291,29 @@ async fn the_server_wakes_a_waiting_session_whoever_puts_the_message() {
             "{fate:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn the_server_wakes_a_waiting_session_when_another_moves_what_is_due() {
+    let mut postgres = Postgres::new();
+    never_asks(&mut postgres.options);
+    let mut session = postgres.consumer("q").await;
+    let mut mover = postgres.session().await;
+    session.publish("q", &message(1)).await.unwrap();
+    let taken = session.exchange(&[], want(1)).await.unwrap();
+    let delay = Delay {
+        until: Some(Timestamp::UNIX_EPOCH),
+        marks: Marks::default(),
+    };
+    let settlement = Settlement {
+        tag: taken[0].tag,
+        fate: Fate::Delay(delay),
+    };
+    session.exchange(&[settlement], Want::NONE).await.unwrap();
+    drain(&mut *session).await;
+    assert_eq!(mover.maintain().await.unwrap().restored, 1);
+    timeout(PATIENCE, session.wait()).await.unwrap().unwrap();
+    assert_eq!(session.exchange(&[], want(1)).await.unwrap().len(), 1);
 }
 
 /// Takes note of all news so far.

@@ -8,6 +8,7 @@ use celeriac_core::broker::{ErrorKind, Fate, Retry, Session, Settlement, Want};
 use celeriac_core::queue::{Binding, Exchange, ExchangeKind, Queue};
 use celeriac_core::revokes::KeptRevokes;
 use celeriac_testing::conformance::broker::{self, Fixture, message};
+use celeriac_testing::conformance::limits;
 use celeriac_testing::server::RedisServer;
 use serde_json::{Map, Value, json};
 
@@ -63,6 +64,11 @@ impl Fixture for Redis {
 #[tokio::test]
 async fn conformance() {
     broker::run(&Redis::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits() {
+    limits::run(&Redis::new().broker().limits().unwrap()).await;
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use celeriac_broker::{Options, open};
@@ -8,9 +9,14 @@ use celeriac_core::broker::{ErrorKind, Want};
 use celeriac_core::queue::Queue;
 use celeriac_core::revokes::KeptRevokes;
 use celeriac_testing::conformance::broker::{self, Fixture, message};
+use celeriac_testing::conformance::limits;
 use rusqlite::Connection;
 
 use crate::as_python_keeps;
+use crate::sql::{self, Database};
+
+/// Longer than any transaction of others takes.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Sqlite {
     path: PathBuf,
@@ -50,10 +56,42 @@ impl Fixture for Sqlite {
     }
 }
 
+impl Database for Sqlite {
+    fn execute(&self, sql: &str) -> String {
+        let connection = Connection::open(&self.path).unwrap();
+        connection.busy_timeout(PATIENCE).unwrap();
+        if sql.starts_with("SELECT") {
+            let first = connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+            return first.unwrap().to_string();
+        }
+        connection.execute_batch(sql).unwrap();
+        String::new()
+    }
+
+    fn cut(&self, event: &str, table: &str) -> String {
+        format!(
+            "CREATE TRIGGER cut BEFORE {event} ON {table}
+             BEGIN SELECT RAISE (ABORT, 'cut short'); END"
+        )
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn delays_and_dead_letters() {
+    let folder = tempfile::tempdir().unwrap();
+    sql::run(&Sqlite::new(folder.path())).await;
+}
+
 #[tokio::test]
 async fn conformance() {
     let folder = tempfile::tempdir().unwrap();
     broker::run(&Sqlite::new(folder.path())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits() {
+    let folder = tempfile::tempdir().unwrap();
+    limits::run(&Sqlite::new(folder.path()).broker().limits().unwrap()).await;
 }
 
 #[tokio::test]

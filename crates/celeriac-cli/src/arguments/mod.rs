@@ -40,12 +40,16 @@ pub(crate) enum Command {
     Control(remote::RemoteArguments),
     /// List the workers that are online.
     Status(remote::ReplyArguments),
+    /// Ask the workers of this host how they are, for probes: takes no Python and no broker.
+    Health(crate::health::command::HealthArguments),
     /// Watch workers and tasks.
     Events(remote::EventsArguments),
     /// Move tasks from one broker to another.
     Migrate(client::MigrateArguments),
     /// Speak to a broker in AMQP.
     Amqp(client::AmqpArguments),
+    /// Look at messages that nothing could be done with, and have them run again.
+    Dlq(crate::dlq::DlqArguments),
     /// Read documents with an example app, on a broker that needs no server.
     Demo(crate::demo::DemoArguments),
     /// Show what belongs in a bug report.
@@ -215,6 +219,24 @@ impl Global {
     /// Whether to do without colours; `None` where nobody said.
     pub(crate) fn no_color(&self) -> Option<bool> {
         (self.no_color || variable(["NO_COLOR", "CELERY_NO_COLOR"]).is_some()).then_some(true)
+    }
+
+    /// These options as words for `celery`.
+    pub(crate) fn words(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = Vec::new();
+        if let Some(app) = self.app() {
+            words.extend(["-A".into(), app.into()]);
+        }
+        if let Some(workdir) = &self.workdir {
+            words.extend(["--workdir".into(), workdir.into()]);
+        }
+        if self.no_color() == Some(true) {
+            words.push("--no-color".into());
+        }
+        if self.quiet {
+            words.push("--quiet".into());
+        }
+        words
     }
 
     /// What `celery` puts into the environment for these options, for the app to find.

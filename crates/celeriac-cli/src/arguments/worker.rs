@@ -53,6 +53,18 @@ pub(crate) struct WorkerArguments {
     #[arg(value_parser = truth())]
     disable_prefetch: bool,
 
+    /// Seconds that running tasks have to end once the worker was told to end (SIGTERM). Then
+    /// SoftTimeLimitExceeded is raised in those that still run, and 5 s later they are ended: those
+    /// that are acknowledged late run again [default: without end]
+    #[arg(long, env = "CELERIAC_SHUTDOWN_DEADLINE", help_heading = WORKER)]
+    #[arg(value_name = "SECONDS")]
+    pub(crate) shutdown_deadline: Option<f64>,
+    /// Answer the HTTP probes /livez, /readyz and /startupz here [default: nowhere]. `celeriac
+    /// health` needs no address.
+    #[arg(long, env = "CELERIAC_HEALTH_ADDRESS", help_heading = WORKER)]
+    #[arg(value_name = "HOST:PORT")]
+    pub(crate) health_address: Option<String>,
+
     /// Number of processes, or auto for what the machine and its limits give [default: its CPUs]
     #[arg(short, long, env = "CELERY_WORKER_CONCURRENCY", help_heading = POOL)]
     #[arg(value_name = "NUMBER")]
@@ -81,11 +93,21 @@ pub(crate) struct WorkerArguments {
     #[arg(long, env = "CELERY_WORKER_MAX_TASKS_PER_CHILD", help_heading = POOL)]
     #[arg(value_name = "NUMBER")]
     max_tasks_per_child: Option<u64>,
-    /// Replace a process that holds more than so many KiB after its task, and kill it at twice as
-    /// much.
+    /// Replace a process that holds more than so many KiB after its task.
     #[arg(long, env = "CELERY_WORKER_MAX_MEMORY_PER_CHILD", help_heading = POOL)]
     #[arg(value_name = "KIB")]
     max_memory_per_child: Option<u64>,
+    /// Raise SoftMemoryLimitExceeded in a task whose process group holds more than so many KiB.
+    #[arg(long, env = "CELERIAC_SOFT_MEMORY_PER_CHILD", help_heading = POOL, value_name = "KIB")]
+    soft_memory_per_child: Option<u64>,
+    /// Kill a process whose group holds more than so many KiB [default: twice
+    /// --max-memory-per-child]
+    #[arg(long, env = "CELERIAC_HARD_MEMORY_PER_CHILD", help_heading = POOL, value_name = "KIB")]
+    hard_memory_per_child: Option<u64>,
+    /// KiB that the worker with all its processes may hold: it stops fetching before, and then
+    /// kills the process that holds the most.
+    #[arg(long, env = "CELERIAC_MAX_MEMORY", help_heading = POOL, value_name = "KIB")]
+    max_memory: Option<u64>,
     /// Changes nothing: processes are always forked, from one that has no threads.
     #[arg(long, env = "CELERY_WORKER_POOL_START_METHOD", help_heading = POOL)]
     #[arg(value_parser = ["fork", "spawn"])]
@@ -198,6 +220,9 @@ impl WorkerArguments {
             "soft_time_limit": self.soft_time_limit.map(number),
             "max_tasks_per_child": self.max_tasks_per_child,
             "max_memory_per_child": self.max_memory_per_child,
+            "soft_memory_per_child": self.soft_memory_per_child,
+            "hard_memory_per_child": self.hard_memory_per_child,
+            "max_memory": self.max_memory,
             "pool_start_method": self.pool_start_method,
             "purge": self.purge,
             "queues": names(self.queues.as_deref()),

@@ -26,6 +26,7 @@ use celeriac_pool::python::zygote::Zygote;
 use celeriac_pool::python::{Host, Main, StartOptions};
 use celeriac_worker::Worker;
 use celeriac_worker::parts::{End, Parts};
+use celeriac_worker::vitals;
 use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, WaitStatus};
 
@@ -33,6 +34,7 @@ use crate::arguments::Global;
 use crate::arguments::worker::{LogFormat, WorkerArguments};
 use crate::console;
 use crate::failure::Failure;
+use crate::health::server::Server;
 use crate::interpreter::interpreter;
 use crate::journal;
 use pidfile::{Pidfile, Refused};
@@ -110,20 +112,27 @@ async fn start_and_run(
     start: StartOptions,
 ) -> Result<End, Failure> {
     let (description, host) = Host::start(&start, Becomes::MainAndZygote).await?;
-    let unusable = |unusable: settings::Unusable| {
-        let failure = Failure::new(unusable.message);
-        match unusable.hint {
-            Some(hint) => failure.with_hint(hint),
-            None => failure,
-        }
-    };
-    let consumer = settings::consumer(&description, arguments.purge).map_err(unusable)?;
+    let consumer = settings::consumer(&description, arguments.purge)?;
     let outlive = consumer
         .brokers
         .iter()
         .all(|broker| broker.capabilities().tags_outlive_connections);
     let environment = Environment::read();
-    let options = settings::worker(&description, &environment, outlive).map_err(unusable)?;
+    let delays = description.settings.celeriac_delay_store.unwrap_or(true)
+        && consumer
+            .brokers
+            .iter()
+            .all(|broker| broker.capabilities().delays);
+    let limited = settings::limits::limits(&description, &consumer.brokers)?;
+    let options = settings::worker(
+        &description,
+        &environment,
+        arguments.shutdown_deadline,
+        outlive,
+        delays,
+        &limited,
+    )?;
+    let limits = settings::pool(&description)?;
     let daemon = &description.daemon;
     privileges::become_user(daemon.uid, daemon.gid).map_err(|error| {
         Failure::new(format!("The user can't be changed: {error}"))
@@ -166,10 +175,31 @@ async fn start_and_run(
         detach::started().map_err(failed)?;
     }
     write_notices(&description, arguments, &*journal);
+    for warning in limited.warnings {
+        journal.write(Record::new(Level::Warning, "celery.worker", warning));
+    }
+    let (probe, probes) = vitals::probes();
+    let server = Server::new(&description.worker.hostname, probe);
+    let _socket = match server.answer_locally().await {
+        Ok(socket) => Some(socket),
+        Err(error) => {
+            let text = format!("`celeriac health` can't reach this worker: {error}");
+            journal.write(Record::new(Level::Warning, "celery.worker", text));
+            None
+        }
+    };
+    let address = arguments.health_address.as_deref();
+    if let Some(address) = address.or(description.settings.celeriac_health_address.as_deref()) {
+        server.answer_at(address).await.map_err(|error| {
+            Failure::new(format!("Probes can't be answered at {address}: {error}"))
+                .with_hint("name a free address: --health-address HOST:PORT")
+        })?;
+    }
     let size = description.worker.pool_size().0;
     let pool_options = PreforkOptions {
         size,
-        limits: settings::pool(&description),
+        limits,
+        watch: settings::watch(&description),
         start,
     };
     let (pool, main_forks) =
@@ -185,6 +215,7 @@ async fn start_and_run(
         options,
         consumer,
         bus,
+        limit_store: limited.store,
         pool: Box::new(pool),
         hooks: Arc::new(hooks::MainHooks(main.clone())),
         asked: from_main.asked,
@@ -192,6 +223,7 @@ async fn start_and_run(
         journal,
         clock,
         orders,
+        probes,
         console: Box::new(console::print),
         revoked: description.revoked.clone(),
         keeps_state: description.worker.statedb.is_some(),

@@ -1,16 +1,15 @@
 //! From the app's description to the parts of a worker.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytestring::ByteString;
-use celeriac_broker::open::{self, open_all};
 use celeriac_config::Description;
 use celeriac_config::description::Remote;
 use celeriac_core::broker::Broker;
 use celeriac_core::bus::BusOptions;
-use celeriac_pool::prefork::machine::Limits;
+use celeriac_pool::memory::WatchOptions;
+use celeriac_pool::prefork::machine::{Limits, MemoryLimits};
 use celeriac_protocol::{AcceptContent, RateLimit};
 use celeriac_worker::autoscale::Autoscale;
 use celeriac_worker::control::bus;
@@ -18,28 +17,23 @@ use celeriac_worker::core::{Options, RemoteOptions};
 use celeriac_worker::events::EventOptions;
 use celeriac_worker::receive::consumer;
 use celeriac_worker::receive::failover::{RetryPolicy, Strategy};
+use celeriac_worker::shutdown::Deadline;
 use jiff::tz::TimeZone;
 use serde_json::{Map, Value, json};
 
+use crate::app_broker::{Unusable, brokers};
+
+pub(super) mod limits;
+mod store;
+
+/// How many tasks wait for their rate limit in memory where Celery would hold any number.
+const MOST_THROTTLED: usize = 1000;
 /// Celery's `worker_proc_alive_timeout`.
 const START_TIMEOUT: Duration = Duration::from_secs(4);
+/// A child is ended at so many times what it may hold after its task.
+const HARD_MEMORY: u64 = 2;
 /// Time between two heartbeats, as Celery has it.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-
-/// A setting that the worker can't work with.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unusable {
-    /// What is wrong.
-    pub(super) message: String,
-    /// What to do about it.
-    pub(super) hint: Option<String>,
-}
-
-impl fmt::Display for Unusable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
 
 /// Environment variables that Celery's worker reads.
 #[derive(Debug, Default)]
@@ -48,6 +42,9 @@ pub(super) struct Environment {
     pub(super) autoscale_keepalive: Option<String>,
     /// `REMAP_SIGTERM`
     pub(super) remap_sigterm: Option<String>,
+    /// `TERMINATION_GRACE_PERIOD_SECONDS`: what Kubernetes gives a pod to end, where its manifest
+    /// passes that on.
+    pub(super) termination_grace_period: Option<String>,
 }
 
 impl Environment {
@@ -57,15 +54,19 @@ impl Environment {
         Self {
             autoscale_keepalive: variable("AUTOSCALE_KEEPALIVE"),
             remap_sigterm: variable("REMAP_SIGTERM"),
+            termination_grace_period: variable("TERMINATION_GRACE_PERIOD_SECONDS"),
         }
     }
 }
 
-/// What the worker's core must know.
+/// What the worker's core must know. `shutdown_deadline` are the seconds of the option of this name.
 pub(super) fn worker(
     description: &Description,
     environment: &Environment,
+    shutdown_deadline: Option<f64>,
     tags_outlive_connections: bool,
+    delays: bool,
+    limited: &limits::Limited,
 ) -> Result<Options, Unusable> {
     let worker = &description.worker;
     let keepalive = environment
@@ -77,11 +78,11 @@ pub(super) fn worker(
     let rate_limits = if worker.disable_rate_limits {
         Vec::new()
     } else {
-        limits(description)?
+        rate_limits(description)?
     };
     let throttled = match usize::try_from(worker.prefetch_multiplier) {
         Ok(multiplier @ 1..) => multiplier.saturating_mul(worker.pool_size().1.max(1)),
-        _ => usize::MAX,
+        _ => MOST_THROTTLED,
     };
     let tasks = &description.tasks;
     Ok(Options {
@@ -95,14 +96,25 @@ pub(super) fn worker(
         accept: AcceptContent::new(description.accept_content.iter().cloned()),
         time_limits: worker.time_limits(),
         throttled_limit: throttled,
+        spills_throttled: worker.prefetch_multiplier <= 0,
+        limits: Arc::clone(&limited.limits),
+        limit_holder: uuid::Uuid::new_v4().simple().to_string(),
         held_limit: description.settings.worker_eta_task_limit,
         autoscale: worker
             .autoscale
             .map(|(max, min)| Autoscale::new(max, min, keepalive)),
+        store: delays
+            .then(|| store::options(&description.settings))
+            .transpose()?,
         tags_outlive_connections,
         cancel_on_connection_loss: description
             .settings
             .worker_cancel_long_running_tasks_on_connection_loss,
+        shutdown_deadline: deadline(
+            shutdown_deadline,
+            description.settings.celeriac_shutdown_deadline.as_ref(),
+            environment.termination_grace_period.as_deref(),
+        )?,
         soft_shutdown_timeout: description.settings.soft_shutdown_timeout(),
         soft_shutdown_on_idle: description.settings.worker_enable_soft_shutdown_on_idle,
         term_is_quit: environment.remap_sigterm.as_deref() == Some("SIGQUIT"),
@@ -111,6 +123,52 @@ pub(super) fn worker(
         received_format: description.logging.received_format.clone(),
         remote: remote(description),
     })
+}
+
+/// How long a warm shutdown waits: what the option says, then the app's setting, then what the
+/// orchestrator gives for all of it. `None` is without end.
+fn deadline(
+    option: Option<f64>,
+    setting: Option<&Value>,
+    grace_period: Option<&str>,
+) -> Result<Option<Deadline>, Unusable> {
+    let hint = || Some("write a number of seconds, such as 25".to_owned());
+    let patience = match (option, setting) {
+        (Some(seconds), _) => {
+            Some(
+                Duration::try_from_secs_f64(seconds).map_err(|error| Unusable {
+                    message: format!("--shutdown-deadline {seconds} can't be used: {error}"),
+                    hint: hint(),
+                })?,
+            )
+        }
+        (None, Some(written)) => {
+            let seconds = written.as_f64();
+            let patience = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+            Some(patience.ok_or_else(|| Unusable {
+                message: format!("The setting celeriac_shutdown_deadline can't be used: {written}"),
+                hint: hint(),
+            })?)
+        }
+        (None, None) => None,
+    };
+    if let Some(patience) = patience {
+        return Ok(Some(Deadline::after(patience)));
+    }
+    let Some(text) = grace_period.filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let total = text.trim().parse().ok();
+    let total = total.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    match total {
+        Some(total) => Ok(Some(Deadline::within(total))),
+        None => Err(Unusable {
+            message: format!(
+                "The environment variable TERMINATION_GRACE_PERIOD_SECONDS can't be used: {text:?}"
+            ),
+            hint: hint(),
+        }),
+    }
 }
 
 /// What the worker must know for remote control and events.
@@ -212,7 +270,7 @@ pub(super) fn bus(description: &Description, brokers: Vec<Arc<dyn Broker>>) -> b
 }
 
 /// The rate limits of all tasks that have one.
-fn limits(description: &Description) -> Result<Vec<(ByteString, RateLimit)>, Unusable> {
+fn rate_limits(description: &Description) -> Result<Vec<(ByteString, RateLimit)>, Unusable> {
     let mut limits = Vec::new();
     for (name, task) in &description.tasks {
         match task.rate_limit() {
@@ -234,21 +292,8 @@ pub(super) fn consumer(
     purge: bool,
 ) -> Result<consumer::Options, Unusable> {
     let settings = &description.settings;
-    let options = open::Options {
-        transport: description.broker.transport_options.clone(),
-        ssl: description.broker.ssl.clone(),
-        connect_timeout: settings.connection_timeout(),
-        heartbeat: settings.heartbeat(),
-        node: Some(description.worker.hostname.clone()),
-        login_method: description.broker.login_method.clone(),
-        detects_quorum_queues: settings.worker_detect_quorum_queues,
-        has_quorum_queues: description.broker.has_quorum_queues,
-        delayed_delivery_queue_type: settings.broker_native_delayed_delivery_queue_type.clone(),
-    };
-    let brokers = open_all(&description.broker.urls, &options).map_err(|error| Unusable {
-        message: error.to_string(),
-        hint: error.hint,
-    })?;
+    let node = Some(description.worker.hostname.clone());
+    let brokers = brokers(&description.broker, settings, node)?;
     Ok(consumer::Options {
         brokers,
         strategy: Strategy::named(&description.broker.failover_strategy),
@@ -265,18 +310,101 @@ pub(super) fn consumer(
             .map(|described| described.queue.clone())
             .collect(),
         purge,
+        dead_letters: store::bounds(&description.settings)?,
     })
 }
 
 /// Limits on the pool's processes.
-pub(super) fn pool(description: &Description) -> Limits {
-    Limits {
+pub(super) fn pool(description: &Description) -> Result<Limits, Unusable> {
+    Ok(Limits {
         max_tasks_per_child: description.worker.max_tasks_per_child,
-        max_memory_per_child: description.worker.max_memory_per_child,
+        memory: memory(description)?,
         start_timeout: description
             .settings
             .worker_proc_alive_timeout
             .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
             .unwrap_or(START_TIMEOUT),
+    })
+}
+
+/// Limits of a child's memory. Zero is none, as Celery has it.
+fn memory(description: &Description) -> Result<MemoryLimits, Unusable> {
+    let settings = &description.settings;
+    let limit = |limit: Option<u64>| limit.filter(|limit| *limit > 0);
+    let replace = limit(description.worker.max_memory_per_child);
+    let soft = limit(settings.celeriac_soft_memory_per_child);
+    let hard = limit(settings.celeriac_hard_memory_per_child)
+        .or_else(|| replace.map(|limit| limit.saturating_mul(HARD_MEMORY)));
+    match (soft, hard) {
+        (Some(soft), Some(hard)) if soft >= hard => Err(Unusable {
+            message: format!(
+                "The soft memory limit of {soft} KiB is not below the hard one of {hard} KiB."
+            ),
+            hint: Some(
+                "lower --soft-memory-per-child, or raise --hard-memory-per-child (twice \
+                 --max-memory-per-child where it is not given)"
+                    .to_owned(),
+            ),
+        }),
+        _ => Ok(MemoryLimits {
+            soft,
+            replace,
+            hard,
+        }),
+    }
+}
+
+/// Which memory is watched beside that of single children.
+pub(super) fn watch(description: &Description) -> WatchOptions {
+    let settings = &description.settings;
+    WatchOptions {
+        max_memory: settings.celeriac_max_memory.filter(|limit| *limit > 0),
+        heeds_pressure: settings.celeriac_memory_pressure.unwrap_or(true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_that_says_something_sets_the_deadline() {
+        let after = |seconds| Some(Deadline::after(Duration::from_millis(seconds)));
+        let within = Some(Deadline::within(Duration::from_secs(30)));
+        for (option, setting, grace_period, expected) in [
+            (None, None, None, None),
+            (None, None, Some(""), None),
+            (None, None, Some("30"), within),
+            (None, Some(json!(2.5)), Some("30"), after(2500)),
+            (Some(1.0), Some(json!(2.5)), Some("30"), after(1000)),
+            (Some(0.0), None, None, after(0)),
+        ] {
+            let found = deadline(option, setting.as_ref(), grace_period);
+            assert_eq!(
+                found,
+                Ok(expected),
+                "{option:?} {setting:?} {grace_period:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_deadline_that_is_no_number_of_seconds_is_refused_with_its_source() {
+        for (option, setting, grace_period, source) in [
+            (Some(-1.0), None, None, "--shutdown-deadline"),
+            (Some(f64::NAN), None, None, "--shutdown-deadline"),
+            (
+                None,
+                Some(json!("soon")),
+                None,
+                "celeriac_shutdown_deadline",
+            ),
+            (None, Some(json!(-3)), None, "celeriac_shutdown_deadline"),
+            (None, None, Some("30s"), "TERMINATION_GRACE_PERIOD_SECONDS"),
+        ] {
+            let refused = deadline(option, setting.as_ref(), grace_period).unwrap_err();
+            assert!(refused.message.contains(source), "{refused}");
+            assert!(refused.hint.is_some(), "{refused}");
+        }
     }
 }

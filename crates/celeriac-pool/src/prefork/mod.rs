@@ -4,8 +4,10 @@
 //! pure state machine over readings of the clock. [`pool`] carries its actions out and tells it
 //! what happens. Celery's counterparts: `celery.concurrency.asynpool`, `billiard.pool`.
 
+mod child;
 mod estimate;
 pub mod frame;
+pub mod last_words;
 pub mod machine;
 pub mod pool;
 

@@ -6,34 +6,35 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use celeriac_core::Evidence;
 use celeriac_core::backoff::Doubling;
 use celeriac_core::clock::Clock;
-use celeriac_core::pool::{ExitStatus, Job, Pool, PoolEvent, RequestKey};
+use celeriac_core::pool::{Condition, ExitStatus, Job, Pool, PoolEvent, RequestKey};
 use nix::sys::signal::Signal;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
-use super::frame::{self, ChildMessage, JobMessage};
+use super::child::{Child, Unread, is_gone, read_messages};
+use super::frame::{self, ChildMessage};
 use super::machine::{Action, Kill, Limits, Machine};
+use crate::memory::{MemoryWatch, Pressure, WatchOptions, pressure};
 use crate::python::host::Becomes;
 use crate::python::main::Lost;
 use crate::python::zygote::{Zygote, ZygoteEvent};
 use crate::python::{Host, StartOptions};
-use crate::sys::memory_file::{self, ControlPage};
+use crate::sys::memory_file::ControlPage;
 use crate::sys::process::{self, GroupLeaders, ProcessHandle};
-use crate::sys::seqpacket::{self, SeqPacket};
+use crate::sys::seqpacket;
 
 /// Messages of children that wait to be read.
 const QUEUED_MESSAGES: usize = 256;
-/// Between two looks at the memory of children that have a limit.
-const MEMORY_INTERVAL: Duration = Duration::from_millis(100);
 /// Between two attempts to fork a main.
 const MAIN_INTERVAL: Duration = Duration::from_millis(50);
 /// Waits between attempts to get a new zygote.
@@ -41,6 +42,10 @@ const ZYGOTE_RESTARTS: Doubling = Doubling {
     start: Duration::from_millis(200),
     max: Duration::from_secs(30),
 };
+/// Where the kernel tells of processes and of memory.
+const PROC: &str = "/proc";
+/// Where it says what it did about too little of it.
+const KERNEL_LOG: &str = "/dev/kmsg";
 /// Numbers of mains that the zygote forks: those of children begin at 1.
 const MAIN_NUMBER: u32 = 0;
 
@@ -51,6 +56,8 @@ pub struct PreforkOptions {
     pub size: usize,
     /// Limits on each child.
     pub limits: Limits,
+    /// Which memory is watched beside theirs.
+    pub watch: WatchOptions,
     /// How the host was started: a new zygote is made the same way.
     pub start: StartOptions,
 }
@@ -88,32 +95,11 @@ pub struct PreforkPool {
     main_waits: Option<oneshot::Sender<UnixStream>>,
     main_attempts: Interval,
     ended: SignalStream,
-    memory: Interval,
+    memory: MemoryWatch,
+    /// When what children hold is looked at again.
+    next_look: Duration,
     told: VecDeque<PoolEvent>,
     is_closed: bool,
-}
-
-struct Child {
-    channel: Arc<SeqPacket>,
-    /// The child's own end, to take back what it has not read.
-    their_end: OwnedFd,
-    page: ControlPage,
-    process: Option<ProcessHandle>,
-    reader: AbortHandle,
-}
-
-/// A message that a child has not read.
-struct Unread {
-    /// Its job; `None` for the order to leave.
-    key: Option<RequestKey>,
-    message: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
-}
-
-impl Drop for Child {
-    fn drop(&mut self) {
-        self.reader.abort();
-    }
 }
 
 impl PreforkPool {
@@ -147,7 +133,8 @@ impl PreforkPool {
             main_waits: None,
             main_attempts: every(MAIN_INTERVAL),
             ended: signal(SignalKind::child())?,
-            memory: every(MEMORY_INTERVAL),
+            memory: MemoryWatch::new(options.watch, Path::new(PROC), Path::new(KERNEL_LOG)),
+            next_look: Duration::ZERO,
             told: VecDeque::new(),
             is_closed: false,
         };
@@ -171,7 +158,11 @@ impl PreforkPool {
                     Action::Fork { number, index } => self.fork(number, index),
                     Action::Send { number, job, after } => self.send(number, job, after),
                     Action::Leave { number } => self.tell_to_leave(number),
-                    Action::SoftLimit { number, key } => self.raise_soft_limit(number, key),
+                    Action::SoftLimit { number, key, limit } => {
+                        if let Some(child) = self.children.get(&number) {
+                            child.raise(key, limit);
+                        }
+                    }
                     Action::Kill { number, kill } => self.kill_child(number, kill),
                     Action::TakeBack { number } => self.take_back(number),
                     Action::Forget { number } => drop(self.children.remove(&number)),
@@ -194,7 +185,7 @@ impl PreforkPool {
             // A zygote that is gone says so by itself; anything else is a lack of descriptors.
             tracing::error!(%error, "a child could not be forked");
             self.machine
-                .exited(number, ExitStatus::Unknown, &[], self.now());
+                .exited(number, &Evidence::default(), &[], self.now());
         }
     }
 
@@ -251,16 +242,6 @@ impl PreforkPool {
         }
     }
 
-    fn raise_soft_limit(&mut self, number: u32, key: RequestKey) {
-        let Some(child) = self.children.get(&number) else {
-            return;
-        };
-        match child.page.set_soft_limit_target(key.0) {
-            Ok(()) => child.signal(Kill::Signal(Signal::SIGUSR1 as i32)),
-            Err(error) => tracing::error!(%error, "a soft time limit could not be raised"),
-        }
-    }
-
     fn kill_child(&mut self, number: u32, kill: Kill) {
         if let Some(child) = self.children.get(&number) {
             child.signal(kill);
@@ -301,16 +282,16 @@ impl PreforkPool {
             }
             ChildMessage::Done { job, outcome } => {
                 // Only looked at where it is limited: it costs more than a short task.
-                let is_limited = self.machine.watched().next().is_some();
+                let is_limited = self.machine.replaces_by_memory();
                 let process = self
                     .children
                     .get(&number)
                     .and_then(|child| child.process.as_ref());
-                let resident = process
+                let peak = process
                     .filter(|_| is_limited)
-                    .and_then(|process| process::resident(process.pid()));
+                    .and_then(|process| process::peak(process.pid()));
                 self.machine
-                    .done(number, RequestKey(job), outcome, resident, now);
+                    .done(number, RequestKey(job), outcome, peak, now);
             }
         }
     }
@@ -330,12 +311,18 @@ impl PreforkPool {
                 }
                 self.machine.forked(number, pid, now);
             }
-            ZygoteEvent::Exited { pid, status } => self.process_ended(pid, status),
+            ZygoteEvent::Exited { pid, status, peak } => {
+                let evidence = Evidence {
+                    peak,
+                    ..Evidence::of(status)
+                };
+                self.process_ended(pid, evidence);
+            }
             ZygoteEvent::Gone => self.zygote_is_gone(),
         }
     }
 
-    fn process_ended(&mut self, pid: u32, status: ExitStatus) {
+    fn process_ended(&mut self, pid: u32, mut evidence: Evidence) {
         self.leaders.remove(pid);
         let Some(number) = self.number_of(pid) else {
             return;
@@ -356,7 +343,21 @@ impl PreforkPool {
             .get(&number)
             .map_or_else(Vec::new, Child::unread);
         let unread: Vec<RequestKey> = unread.iter().filter_map(|unread| unread.key).collect();
-        self.machine.exited(number, status, &unread, self.now());
+        let now = self.now();
+        if evidence.status == ExitStatus::Signal(Signal::SIGKILL as i32) {
+            evidence.oom = self.memory.oom.explain(pid, now);
+            if let Some(oom) = &evidence.oom {
+                tracing::error!(
+                    target: "celery.worker",
+                    "The kernel ended process {pid} for want of memory: {oom}"
+                );
+            }
+        }
+        let running = self.machine.running(number);
+        if let (Some(child), Some(job)) = (self.children.get(&number), running) {
+            evidence.log = child.last_words(job);
+        }
+        self.machine.exited(number, &evidence, &unread, now);
     }
 
     fn number_of(&self, pid: u32) -> Option<u32> {
@@ -397,12 +398,41 @@ impl PreforkPool {
         }
     }
 
-    fn look_at_memory(&mut self) {
-        let watched: Vec<(u32, u32)> = self.machine.watched().collect();
-        for (number, pid) in watched {
-            if let Some(resident) = process::resident(pid) {
-                let now = self.now();
-                self.machine.memory(number, resident, now);
+    /// When memory is to be looked at again, if it is.
+    fn next_look(&self) -> Option<Duration> {
+        let children = self.machine.watched().next().map(|_| self.next_look);
+        children.into_iter().chain(self.memory.next()).min()
+    }
+
+    fn look_at_memory(&mut self, now: Duration) {
+        if self.next_look <= now && self.machine.watched().next().is_some() {
+            self.memory.processes.refresh(now);
+            let matters = self.machine.least_limit();
+            for (number, pid) in self.machine.watched().collect::<Vec<_>>() {
+                if let Some(held) = self.memory.processes.held_by_group(pid, matters) {
+                    self.machine.memory(number, held, now);
+                }
+            }
+            self.next_look = now + self.machine.look_interval();
+        }
+        if self.memory.next().is_some_and(|at| at <= now) {
+            let is_idle = self.machine.is_idle();
+            let verdict = self.memory.look(std::process::id(), is_idle, now);
+            let shortage = pressure::shortage(verdict.gauge, verdict.stalled);
+            let is_short = verdict.pressure != Pressure::None;
+            self.machine.pressure(is_short.then_some(shortage), now);
+            if let (Pressure::EndLargest, Some(gauge)) = (verdict.pressure, verdict.gauge)
+                && !self.machine.is_freeing()
+            {
+                self.memory.processes.refresh(now);
+                let processes = &self.memory.processes;
+                let held = self.machine.members().filter_map(|(number, pid)| {
+                    let held = processes.held_by_group(pid, u64::MAX)?;
+                    Some((number, held))
+                });
+                let held: Vec<_> = held.collect();
+                self.machine
+                    .end_largest(&held, gauge.least_to_end(), shortage);
             }
         }
     }
@@ -410,11 +440,14 @@ impl PreforkPool {
     /// Waits for one thing to happen. Safe to cancel.
     async fn happen(&mut self) {
         let now = self.now();
-        let tick = self
-            .machine
-            .next_tick(now)
-            .map(|at| Instant::now() + at.saturating_sub(now).min(Duration::from_hours(24)));
-        let is_watching = self.machine.watched().next().is_some();
+        let look = self.next_look();
+        if look.is_some_and(|at| at <= now) {
+            // First: there may always be something else.
+            return self.look_at_memory(now);
+        }
+        let next = self.machine.next_tick(now).into_iter().chain(look).min();
+        let tick =
+            next.map(|at| Instant::now() + at.saturating_sub(now).min(Duration::from_hours(24)));
         tokio::select! {
             biased;
             Some((number, message)) = self.messages.recv() => {
@@ -427,7 +460,7 @@ impl PreforkPool {
             event = next_of(self.zygote.as_ref()) => self.zygote_said(event),
             _ = self.ended.recv() => {
                 for (pid, status) in process::reap(&self.leaders) {
-                    self.process_ended(pid, status);
+                    self.process_ended(pid, Evidence::of(status));
                 }
             }
             Some(zygote) = new_zygote(&mut self.new_zygote) => {
@@ -440,63 +473,12 @@ impl PreforkPool {
                     self.fork_main(waiting);
                 }
             }
-            _ = self.memory.tick(), if is_watching => self.look_at_memory(),
             () = sleep_until(tick.unwrap_or_else(Instant::now)), if tick.is_some() => {
                 let now = self.now();
                 self.machine.tick(now);
             }
         }
     }
-}
-
-impl Child {
-    fn send(&self, job: &Job, after: frame::AfterJob) -> io::Result<()> {
-        let message = JobMessage::new(job, after);
-        match message.parts_for_file() {
-            None => self.channel.try_send(&message.parts(), &[]),
-            Some(parts) => {
-                let file = memory_file::with_content(&parts)?;
-                self.channel.try_send(&message.parts(), &[file.as_fd()])
-            }
-        }
-    }
-
-    /// Takes what the child has not read out of its channel.
-    fn unread(&self) -> Vec<Unread> {
-        let mut unread = Vec::new();
-        let mut buffer = vec![0; frame::RECEIVE_BYTES];
-        while let Ok((length @ 1.., descriptors)) =
-            seqpacket::take_back(self.their_end.as_fd(), &mut buffer)
-        {
-            let message = buffer[..length].to_vec();
-            unread.push(Unread {
-                key: frame::job_number(&message).map(RequestKey),
-                message,
-                descriptors,
-            });
-        }
-        unread
-    }
-
-    fn signal(&self, kill: Kill) {
-        let Some(process) = &self.process else { return };
-        match kill {
-            Kill::TerminateGroup => process.signal_group(Signal::SIGTERM),
-            Kill::Kill => process.signal(Signal::SIGKILL),
-            Kill::Signal(number) => match Signal::try_from(number) {
-                Ok(signal) => process.signal(signal),
-                Err(error) => tracing::error!(%error, "{number} is no signal"),
-            },
-        }
-    }
-}
-
-/// Whether a message could not be sent because nobody will ever read it.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected
-    )
 }
 
 #[async_trait]
@@ -507,6 +489,7 @@ impl Pool for PreforkPool {
 
     fn submit(&mut self, job: Job) {
         let now = self.now();
+        self.memory.is_busy(now);
         self.machine.submit(job, now);
         self.act();
     }
@@ -515,6 +498,15 @@ impl Pool for PreforkPool {
         let now = self.now();
         self.machine.terminate(key, signal, now);
         self.act();
+    }
+
+    fn interrupt(&mut self, key: RequestKey, requeues: bool) {
+        self.machine.interrupt(key, requeues);
+        self.act();
+    }
+
+    fn condition(&self) -> Condition {
+        self.machine.condition()
     }
 
     fn size(&self) -> usize {
@@ -563,31 +555,6 @@ impl Pool for PreforkPool {
                 return self.told.drain(..).collect();
             }
             self.happen().await;
-        }
-    }
-}
-
-/// Reads a child's messages. One is taken only when there is room for it, so that ending this task
-/// loses none.
-async fn read_messages(
-    number: u32,
-    channel: Arc<SeqPacket>,
-    messages: mpsc::Sender<(u32, ChildMessage)>,
-) {
-    let mut buffer = vec![0; frame::RECEIVE_BYTES];
-    while channel.readable().await.is_ok() {
-        let Ok(room) = messages.reserve().await else {
-            return;
-        };
-        match channel.try_receive(&mut buffer) {
-            Ok(length @ 1..) => room.send((number, frame::read(&buffer[..length]))),
-            Ok(_) => return,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => {
-                tracing::error!(%error, "a child can't be heard");
-                room.send((number, ChildMessage::Nonsense));
-                return;
-            }
         }
     }
 }

@@ -70,8 +70,12 @@ impl Frame {
 }
 
 async fn read_exactly(stream: &mut (impl AsyncRead + Unpin), length: u32) -> io::Result<Bytes> {
-    let mut bytes = vec![0; length as usize];
-    stream.read_exact(&mut bytes).await?;
+    // Grows with what comes, not with what is announced.
+    let mut bytes = Vec::new();
+    stream.take(length.into()).read_to_end(&mut bytes).await?;
+    if bytes.len() < length as usize {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
     Ok(bytes.into())
 }
 
@@ -104,6 +108,8 @@ mod tests {
     async fn a_torn_or_absurd_frame_is_an_error() {
         let mut torn: &[u8] = &[0, 0, 0, 5, 0, 0, 0, 0, b'a'];
         assert!(Frame::read(&mut torn).await.is_err());
+        let mut announced: &[u8] = &[0x0f, 0, 0, 0, 0, 0, 0, 0, b'a'];
+        assert!(Frame::read(&mut announced).await.is_err());
         let mut absurd: &[u8] = &[0xff; 16];
         assert!(Frame::read(&mut absurd).await.is_err());
     }

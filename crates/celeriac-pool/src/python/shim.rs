@@ -19,6 +19,7 @@ macro_rules! modules {
 /// Names and sources. A name that ends with a dot is a package.
 const MODULES: &[(&str, &str)] = modules! {
     "celeriac.": "__init__.py",
+    "celeriac.exceptions": "exceptions.py",
     "celeriac.host.": "host/__init__.py",
     "celeriac.host.application": "host/application.py",
     "celeriac.host.body": "host/body.py",
@@ -30,6 +31,8 @@ const MODULES: &[(&str, &str)] = modules! {
     "celeriac.host.errands": "host/errands.py",
     "celeriac.host.errors": "host/errors.py",
     "celeriac.host.gossip": "host/gossip.py",
+    "celeriac.host.interrupted": "host/interrupted.py",
+    "celeriac.host.last_words": "host/last_words.py",
     "celeriac.host.local": "host/local.py",
     "celeriac.host.logs": "host/logs.py",
     "celeriac.host.main": "host/main.py",

@@ -40,6 +40,8 @@ pub enum ZygoteEvent {
         pid: u32,
         /// How.
         status: ExitStatus,
+        /// The most memory that it held, or one process that it waited for, in KiB.
+        peak: Option<u64>,
     },
     /// It is gone.
     Gone,
@@ -101,6 +103,7 @@ fn read(message: &[u8]) -> Option<ZygoteEvent> {
         exited: Option<u32>,
         code: Option<i32>,
         signal: Option<i32>,
+        peak: Option<u64>,
     }
     let message: Message = serde_json::from_slice(message).ok()?;
     match message {
@@ -115,18 +118,22 @@ fn read(message: &[u8]) -> Option<ZygoteEvent> {
         Message {
             exited: Some(pid),
             code: Some(code),
+            peak,
             ..
         } => Some(ZygoteEvent::Exited {
             pid,
             status: ExitStatus::Code(code),
+            peak,
         }),
         Message {
             exited: Some(pid),
             signal: Some(signal),
+            peak,
             ..
         } => Some(ZygoteEvent::Exited {
             pid,
             status: ExitStatus::Signal(signal),
+            peak,
         }),
         _ => None,
     }

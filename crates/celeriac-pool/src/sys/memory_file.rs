@@ -19,7 +19,11 @@ pub fn with_content(parts: &[&[u8]]) -> io::Result<File> {
     Ok(file)
 }
 
-/// A page that a child reads while it is too busy to read messages.
+/// Bytes at the end of a control page into which a child writes its last words.
+pub const LAST_WORDS_BYTES: usize = 8192;
+
+/// A page that a child reads while it is too busy to read messages, and behind it the room for
+/// what it may be too dead to send (see `prefork/last_words`).
 #[derive(Debug)]
 pub struct ControlPage {
     file: File,
@@ -32,7 +36,8 @@ impl ControlPage {
     /// When memory or descriptors run out.
     pub fn new() -> io::Result<Self> {
         let file = File::from(memfd_create("celeriac-control", MemfdFlags::CLOEXEC)?);
-        file.set_len(rustix::param::page_size() as u64)?;
+        // Memory is only taken where something is written.
+        file.set_len((rustix::param::page_size() + LAST_WORDS_BYTES) as u64)?;
         Ok(Self { file })
     }
 
@@ -41,11 +46,26 @@ impl ControlPage {
         &self.file
     }
 
-    /// Names the job that the next soft-limit signal is meant for.
+    /// Names the job that the next soft-limit signal is meant for, and the limit: 0 for that of
+    /// time, 1 for that of memory, 2 for that of a shutdown.
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn set_soft_limit_target(&self, job: u64) -> io::Result<()> {
-        self.file.write_all_at(&job.to_le_bytes(), 0)
+    pub fn set_soft_limit_target(&self, job: u64, limit: u8) -> io::Result<()> {
+        let mut target = [0; 9];
+        target[..8].copy_from_slice(&job.to_le_bytes());
+        target[8] = limit;
+        self.file.write_all_at(&target, 0)
+    }
+
+    /// What the child wrote behind the page.
+    ///
+    /// # Errors
+    /// When the child has cut the file.
+    pub fn last_words(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; LAST_WORDS_BYTES];
+        let start = rustix::param::page_size() as u64;
+        self.file.read_exact_at(&mut bytes, start)?;
+        Ok(bytes)
     }
 }

@@ -120,26 +120,13 @@ pub fn reap(leaders: &GroupLeaders) -> Vec<(u32, ExitStatus)> {
     ended
 }
 
-/// Memory that a process has in RAM, in KiB: now, and at most so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Resident {
-    /// Now (`VmRSS`).
-    pub current: u64,
-    /// At most so far (`VmHWM`).
-    pub peak: u64,
-}
-
-/// Reads the memory of a process; `None` when it is gone.
-pub fn resident(pid: u32) -> Option<Resident> {
+/// The most that a process has had in RAM so far, in KiB; `None` when it is gone.
+pub fn peak(pid: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().trim_end_matches("kB").trim().parse().ok()
-    };
-    Some(Resident {
-        current: field("VmRSS:")?,
-        peak: field("VmHWM:")?,
-    })
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches("kB").trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -162,8 +149,7 @@ mod tests {
 
     #[test]
     fn memory_is_read() {
-        let resident = resident(std::process::id()).unwrap();
-        assert!(resident.current > 100 && resident.peak >= resident.current / 2);
-        assert_eq!(super::resident(u32::MAX), None);
+        assert!(peak(std::process::id()).unwrap() > 100);
+        assert_eq!(peak(u32::MAX), None);
     }
 }

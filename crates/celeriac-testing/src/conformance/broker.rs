@@ -3,6 +3,7 @@
 //! A driver's tests call [`run`] with a [`Fixture`]. Cases that need a capability which the broker
 //! does not claim are left out by that claim alone.
 
+use std::borrow::Borrow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub struct Ways {
     pub has_no_priorities: bool,
     /// Headers hold no `NaN`.
     pub knows_no_nan: bool,
+    /// The delay store can't be looked into.
+    pub hides_delayed: bool,
 }
 
 /// Runs the whole suite.
@@ -82,6 +85,10 @@ pub async fn run(fixture: &dyn Fixture) {
     }
     if capabilities.recovers {
         suite.only_a_dead_consumers_messages_come_back().await;
+    }
+    if capabilities.delays {
+        super::delays::run(fixture).await;
+        super::dead_letters::run(fixture).await;
     }
 }
 
@@ -137,8 +144,11 @@ fn number(delivery: &Delivery) -> u32 {
     id.parse().unwrap()
 }
 
-fn numbers(deliveries: &[Delivery]) -> Vec<u32> {
-    deliveries.iter().map(number).collect()
+pub(super) fn numbers<D: Borrow<Delivery>>(deliveries: &[D]) -> Vec<u32> {
+    deliveries
+        .iter()
+        .map(|delivery| number(delivery.borrow()))
+        .collect()
 }
 
 fn want(count: usize) -> Want {
@@ -148,7 +158,7 @@ fn want(count: usize) -> Want {
     }
 }
 
-fn settle(deliveries: &[Delivery], fate: Fate) -> Vec<Settlement> {
+pub(super) fn settle(deliveries: &[Delivery], fate: Fate) -> Vec<Settlement> {
     deliveries
         .iter()
         .map(|delivery| Settlement {
@@ -164,7 +174,7 @@ fn json(text: &str) -> serde_json::Value {
 }
 
 /// Fetches until `count` messages came.
-async fn fetch(session: &mut dyn Session, count: usize) -> Vec<Delivery> {
+pub(super) async fn fetch(session: &mut dyn Session, count: usize) -> Vec<Delivery> {
     let mut deliveries = Vec::new();
     let deadline = Instant::now() + PATIENCE;
     while deliveries.len() < count {
@@ -693,7 +703,7 @@ impl Suite<'_> {
     }
 }
 
-async fn subscribe(session: &mut dyn Session, queue: &Queue) {
+pub(super) async fn subscribe(session: &mut dyn Session, queue: &Queue) {
     session.declare(queue).await.unwrap();
     session.subscribe(queue).await.unwrap();
 }

@@ -2,3 +2,6 @@
 
 pub mod broker;
 pub mod bus;
+pub mod dead_letters;
+pub mod delays;
+pub mod limits;

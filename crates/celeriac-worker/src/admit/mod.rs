@@ -29,6 +29,8 @@ pub enum Discard {
     Expired,
     /// It was revoked.
     Revoked,
+    /// It is to be unique, and another of its kind is under way.
+    Duplicate,
 }
 
 impl Discard {
@@ -37,6 +39,7 @@ impl Discard {
         match self {
             Self::Expired => "expired",
             Self::Revoked => "revoked",
+            Self::Duplicate => "duplicate",
         }
     }
 }

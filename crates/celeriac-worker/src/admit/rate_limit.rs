@@ -20,22 +20,28 @@ pub struct Buckets {
 
 #[derive(Debug)]
 struct Bucket {
+    limit: RateLimit,
     tokens: TokenBucket,
+    /// When the last of those comes back that were sent away.
+    line: Duration,
     waiting: VecDeque<RequestKey>,
+}
+
+impl Bucket {
+    fn new(limit: RateLimit, waiting: VecDeque<RequestKey>, now: Duration) -> Self {
+        Self {
+            limit,
+            tokens: TokenBucket::new(limit, now),
+            line: Duration::ZERO,
+            waiting,
+        }
+    }
 }
 
 impl Buckets {
     /// Full buckets for the given limits.
     pub fn new(limits: impl IntoIterator<Item = (ByteString, RateLimit)>, now: Duration) -> Self {
-        let bucket = |(task, limit)| {
-            (
-                task,
-                Bucket {
-                    tokens: TokenBucket::new(limit, now),
-                    waiting: VecDeque::new(),
-                },
-            )
-        };
+        let bucket = |(task, limit)| (task, Bucket::new(limit, VecDeque::new(), now));
         Self {
             buckets: limits.into_iter().map(bucket).collect(),
             waiting: 0,
@@ -59,9 +65,8 @@ impl Buckets {
             self.waiting -= waiting.len();
             return waiting.into();
         };
-        let tokens = TokenBucket::new(limit, now);
-        self.buckets
-            .insert(task.clone(), Bucket { tokens, waiting });
+        let bucket = Bucket::new(limit, waiting, now);
+        self.buckets.insert(task.clone(), bucket);
         Vec::new()
     }
 
@@ -76,6 +81,21 @@ impl Buckets {
         bucket.waiting.push_back(key);
         self.waiting += 1;
         false
+    }
+
+    /// Has a request come back later for which there is no room here: after how long. Each comes an
+    /// interval after the one before, the first when half of those that wait have passed. `None` where
+    /// there is no limit, or nobody waits for it.
+    pub fn line_up(&mut self, task: &ByteString, now: Duration) -> Option<Duration> {
+        let bucket = self.buckets.get_mut(task)?;
+        if bucket.waiting.is_empty() {
+            return None;
+        }
+        let interval = bucket.limit.interval();
+        let ahead = u32::try_from(bucket.waiting.len() / 2).unwrap_or(u32::MAX);
+        let first = now.saturating_add(interval.saturating_mul(ahead));
+        bucket.line = bucket.line.max(first).saturating_add(interval);
+        Some(bucket.line.saturating_sub(now))
     }
 
     /// Takes the requests that may pass now.
@@ -160,5 +180,24 @@ mod tests {
         buckets.remove(&task, RequestKey(7));
         assert!(buckets.is_empty());
         assert_eq!(buckets.next(at(1000)), None);
+    }
+
+    #[test]
+    fn what_is_too_much_comes_back_one_by_one() {
+        let at = Duration::from_secs;
+        let limit = RateLimit::parse("1/s").unwrap().unwrap();
+        let task = ByteString::from("slow");
+        let mut buckets = Buckets::new([(task.clone(), limit)], at(0));
+        assert_eq!(buckets.line_up(&task, at(0)), None, "it can wait here");
+        for key in 0..9 {
+            buckets.passes(&task, RequestKey(key), at(0));
+        }
+        let mut lined_up = |now| buckets.line_up(&task, at(now)).unwrap();
+        assert_eq!(
+            [lined_up(0), lined_up(0), lined_up(2)],
+            [at(5), at(6), at(5)]
+        );
+        assert_eq!(lined_up(100), at(5), "those before have come back");
+        assert_eq!(buckets.line_up(&"free".into(), at(0)), None);
     }
 }

@@ -160,6 +160,7 @@ impl Keeper {
                 }
             };
             let opened = tokio::select! {
+                biased;
                 opened = opening => opened,
                 () = self.events.closed() => return,
             };
@@ -188,6 +189,7 @@ impl Keeper {
     async fn pause(&mut self, until: Option<Instant>) {
         loop {
             tokio::select! {
+                biased;
                 changed = self.wanted.changed() => {
                     self.stops = self.stops || changed.is_err();
                     return;

@@ -96,6 +96,7 @@ mod tests {
         Request {
             key: RequestKey(1),
             tag: DeliveryTag(1),
+            queue: "celery".into(),
             head,
             message: Arc::new(Message {
                 body: body.into(),
@@ -114,6 +115,7 @@ mod tests {
                 since: "2026-11-22T12:00:00.5Z".parse().unwrap(),
             },
             is_settled: true,
+            is_taken: false,
             is_lost: false,
             terminated: None,
         }

@@ -24,6 +24,8 @@ pub(super) enum Answer {
     Raised(String),
     /// Whatever main answers.
     Main(HookCall),
+    /// These scheduled tasks, and those in the delay store.
+    Scheduled(Vec<Value>),
     /// Nothing at all.
     Silence,
 }
@@ -106,6 +108,7 @@ impl Core {
                 self.reply(&address, &json!({"error": exception}));
             }
             Answer::Main(call) => self.ask_main(Awaited::Reply(address), call),
+            Answer::Scheduled(held) => self.list_scheduled(address, held),
             Answer::Silence => {}
         }
     }

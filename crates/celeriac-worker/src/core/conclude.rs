@@ -2,12 +2,18 @@
 
 use std::sync::Arc;
 
-use celeriac_core::broker::Fate;
+use celeriac_core::broker::{Delay, Fate};
 use celeriac_core::clock::Now;
+use celeriac_core::dead_letter::{Cause, Remains};
+use celeriac_core::evidence::Evidence;
 use celeriac_core::pool::{ExitStatus, LossCause, Outcome, PoolEvent, RequestKey};
+use celeriac_protocol::Marks;
+use jiff::SignedDuration;
 use serde_json::{Map, Value, json};
 
+use super::bury::{Death, remains};
 use super::{Continuation, Core, Effect};
+use crate::complete::death::{self, Verdict};
 use crate::complete::disposition;
 use crate::control::python;
 use crate::events::event::TaskEvent;
@@ -16,6 +22,9 @@ use crate::hooks::HookCall;
 use crate::receive::decode::{self, Received};
 use crate::request::{Stage, Terminated};
 use crate::shutdown::Phase;
+
+/// Its number is the same on every Linux.
+const SIGTERM: i32 = 15;
 
 /// How the process of a task ended.
 #[derive(Debug, Clone)]
@@ -26,6 +35,10 @@ pub(super) struct Loss {
     /// What the task raised `SystemExit` with, if it did.
     status: Option<i32>,
     retries_are_spent: bool,
+    cause: Cause,
+    remains: Remains,
+    /// Whether the worker ended it: then it runs again, unless it had succeeded.
+    is_cancelled: bool,
 }
 
 impl Core {
@@ -38,7 +51,12 @@ impl Core {
                 PoolEvent::Finished { key, outcome } => self.finished(key, outcome),
                 PoolEvent::SoftTimeLimit { key } => self.soft_limit(key),
                 PoolEvent::HardTimeLimit { key, pid } => self.hard_limit(key, pid),
-                PoolEvent::Lost { key, pid, cause } => self.lost(key, pid, cause, now),
+                PoolEvent::Lost {
+                    key,
+                    pid,
+                    cause,
+                    evidence,
+                } => self.lost(key, pid, cause, &evidence, now),
                 PoolEvent::Returned { key } => self.returned(key, now),
                 PoolEvent::Died { name, pid, status } => {
                     self.tell(&Happening::ProcessDied {
@@ -61,6 +79,12 @@ impl Core {
                         is_killed,
                     });
                 }
+                PoolEvent::SoftMemoryLimit {
+                    key,
+                    resident,
+                    limit,
+                } => self.soft_memory_limit(key, resident, limit),
+                PoolEvent::Pressure(shortage) => self.pressure(shortage),
                 PoolEvent::Closed => self.pool_is_closed = true,
                 // That the pool is there, or can't be, is the worker's matter.
                 PoolEvent::Up { .. } | PoolEvent::CannotStart { .. } => {}
@@ -83,6 +107,7 @@ impl Core {
         self.tell(&Happening::TaskAccepted { request, pid });
         let acks_late = request.task.acks_late;
         let name = request.head.task.clone();
+        self.limited_started(key);
         self.count_begun(&name);
         self.task_event(key, &TaskEvent::Started, now);
         let details = json!({"accepted": now.monotonic.as_secs_f64()});
@@ -110,11 +135,46 @@ impl Core {
                 // A handler of its own ended it at the signal.
                 return self.terminated(key, |terminated| terminated.is_gone = true);
             }
-            let reason = exited_prematurely(ExitStatus::Code(status), None);
-            return self.begin_loss(key, pid, seconds(since), reason, Some(status));
+            let run_time = self.read_at.wall.duration_since(since).as_secs_f64();
+            let loss = Loss {
+                reason: exited_prematurely(ExitStatus::Code(status), None),
+                pid,
+                time_start: seconds(since),
+                status: Some(status),
+                retries_are_spent: false,
+                is_cancelled: false,
+                cause: Cause::Exited,
+                remains: Remains {
+                    exit_code: Some(status),
+                    run_time: Some(run_time),
+                    ..Remains::default()
+                },
+            };
+            return self.begin_loss(key, loss);
         }
         let fate = disposition::reported(&outcome, &request.task);
         let message = Arc::clone(&request.message);
+        if matches!(outcome, Outcome::Retry(_)) {
+            self.limited_retried(key);
+        }
+        let Some(request) = self.requests.get(&key) else {
+            return;
+        };
+        if let Some((cause, reason)) = rejection(&outcome, fate) {
+            let attempts = request.head.marks.deaths.saturating_add(1);
+            let run_time = self.read_at.wall.duration_since(since).as_secs_f64();
+            let remains = Remains {
+                run_time: Some(run_time),
+                ..Remains::default()
+            };
+            let death = Death {
+                cause,
+                reason,
+                remains,
+                attempts,
+            };
+            self.bury_request(key, death);
+        }
         if let Some(event) = end_event(&outcome) {
             self.task_event(key, &event, self.read_at);
         }
@@ -203,11 +263,28 @@ impl Core {
             return;
         };
         if disposition::runs_again_after_timeout(&request.task, request.is_settled) {
-            self.tell(&Happening::HardTimeLimitRequeued { request, limit });
-            // Its message goes back when its process is gone: it never runs twice at a time.
-            self.set_stage(key, Stage::Dying);
-            return;
+            if self.verdict(request.head.marks) != Verdict::GiveUp {
+                self.tell(&Happening::HardTimeLimitRequeued { request, limit });
+                // Its message goes back when its process is gone: it never runs twice at a time.
+                self.set_stage(key, Stage::Dying);
+                return;
+            }
+            let attempts = request.head.marks.deaths.saturating_add(1);
+            let remains = Remains {
+                run_time: Some(limit.seconds()),
+                ..Remains::default()
+            };
+            let death = Death {
+                cause: Cause::TimeLimit,
+                reason: &format!("TimeLimitExceeded({limit})"),
+                remains,
+                attempts,
+            };
+            self.bury_request(key, death);
         }
+        let Some(request) = self.requests.get(&key) else {
+            return;
+        };
         let message = Arc::clone(&request.message);
         let time_start = seconds(since);
         self.failed_event(key, "TimeLimitExceeded", &limit.to_string());
@@ -221,47 +298,101 @@ impl Core {
     }
 
     /// The process of a task is gone.
-    fn lost(&mut self, key: RequestKey, pid: u32, cause: LossCause, now: Now) {
+    fn lost(&mut self, key: RequestKey, pid: u32, cause: LossCause, evidence: &Evidence, now: Now) {
         let Some(request) = self.requests.get(&key) else {
             return;
         };
         if let (Some(_), Stage::Running { .. }) = (request.terminated, request.stage) {
             return self.terminated(key, |terminated| terminated.is_gone = true);
         }
-        let (since, message) = match request.stage {
-            Stage::Running { since, .. } => (since, Arc::clone(&request.message)),
+        let since = match request.stage {
+            Stage::Running { since, .. } => since,
             Stage::Dying => {
-                self.settle(key, Fate::Requeue);
+                let fate = self.again(request.head.marks, now).unwrap_or(Fate::Requeue);
+                self.settle(key, fate);
                 self.remove(key);
                 return;
             }
             // What is to be done about its end is under way.
             _ => return,
         };
+        let is_overdue = self.shutdown.is_overdue() && !request.task.acks_late;
+        let is_cancelled = cause == LossCause::Terminated && !is_overdue;
         let reason = match cause {
             LossCause::Died(status) => exited_prematurely(status, Some(key)),
             LossCause::Memory { resident, limit } => format!(
                 "Worker exited prematurely: killed for holding {resident} KiB of memory, \
                  more than {limit} KiB Job: {key}."
             ),
-            LossCause::Terminated => {
-                // A late-acknowledged task runs again; of an early one Celery says that it will
-                // be retried, which nobody does.
-                let emit_retry = !request.task.acks_late;
-                self.task_event(key, &TaskEvent::Cancelled, now);
-                let call = HookCall::Cancelled {
-                    message,
-                    emit_retry,
-                };
-                return self.conclude(key, call, Fate::Requeue);
+            // It was to run at most once, and has failed.
+            LossCause::Terminated if is_overdue => {
+                format!("Worker exited prematurely: it was shutting down Job: {key}.")
             }
+            LossCause::Pressure { resident, shortage } => format!(
+                "Worker exited prematurely: killed for holding {resident} KiB of memory, more \
+                 than any other, while {shortage} Job: {key}."
+            ),
+            LossCause::Terminated => exited_prematurely(ExitStatus::Signal(SIGTERM), Some(key)),
             LossCause::TimeLimit => return,
             LossCause::Unread if self.shutdown.phase() == Phase::Running => {
                 return self.never_began(key, now);
             }
             LossCause::Unread => exited_prematurely(ExitStatus::Unknown, Some(key)),
         };
-        self.begin_loss(key, pid, seconds(since), reason, None);
+        let loss = Loss {
+            reason,
+            pid,
+            time_start: seconds(since),
+            status: None,
+            retries_are_spent: false,
+            is_cancelled,
+            cause: death::cause(cause, evidence),
+            remains: remains(evidence),
+        };
+        self.begin_loss(key, loss);
+    }
+
+    /// What becomes of a task that runs again although it has killed its process.
+    fn verdict(&self, marks: Marks) -> Verdict {
+        let store = self.options.store;
+        death::after(marks, store.and_then(|store| store.max_deaths))
+    }
+
+    /// How the message of such a task comes again; `None` when it does not.
+    fn again(&self, marks: Marks, now: Now) -> Option<Fate> {
+        let Verdict::Again(wait, marks) = self.verdict(marks) else {
+            return None;
+        };
+        if self.options.store.is_none() {
+            return Some(Fate::Requeue);
+        }
+        let wait = SignedDuration::try_from(wait)
+            .ok()
+            .filter(|wait| !wait.is_zero());
+        let until = wait.and_then(|wait| now.wall.saturating_add(wait).ok());
+        Some(Fate::Delay(Delay { until, marks }))
+    }
+
+    /// A message came that has killed as many workers as it may.
+    pub(super) fn give_up_killer(&mut self, key: RequestKey) {
+        let Some(request) = self.requests.get(&key) else {
+            return;
+        };
+        let attempts = request.head.marks.deaths;
+        let reason = format!("Worker exited prematurely: {attempts} of its workers have died.");
+        let loss = Loss {
+            reason,
+            pid: 0,
+            time_start: seconds(self.read_at.wall),
+            status: None,
+            retries_are_spent: true,
+            is_cancelled: false,
+            cause: Cause::WorkerLost,
+            remains: Remains::default(),
+        };
+        self.set_stage(key, Stage::Concluding);
+        self.losses.insert(key, loss);
+        self.fail_lost(key);
     }
 
     /// One more thing has happened to a task that was revoked while it ran. When its process is gone
@@ -287,9 +418,8 @@ impl Core {
         let Some(request) = self.requests.get(&key) else {
             return;
         };
-        let is_elsewhere = request.is_settled && request.task.acks_late;
         let comes_again = request.is_lost && !request.is_settled;
-        if is_elsewhere || comes_again {
+        if request.is_taken || comes_again {
             // Its lease is lost, or its connection: others have its message, or will.
             self.remove(key);
         } else {
@@ -298,31 +428,33 @@ impl Core {
         }
     }
 
+    /// A task that counted as begun was never read by its process, and there is no other for it any
+    /// more.
+    pub(super) fn never_will_begin(&mut self, key: RequestKey) {
+        let reason = exited_prematurely(ExitStatus::Unknown, Some(key));
+        let since = self.read_at.wall;
+        let loss = Loss {
+            reason,
+            pid: 0,
+            time_start: seconds(since),
+            status: None,
+            retries_are_spent: false,
+            is_cancelled: false,
+            cause: Cause::WorkerLost,
+            remains: Remains::default(),
+        };
+        self.begin_loss(key, loss);
+    }
+
     /// A lost task: had it succeeded before its process was lost?
-    fn begin_loss(
-        &mut self,
-        key: RequestKey,
-        pid: u32,
-        time_start: f64,
-        reason: String,
-        status: Option<i32>,
-    ) {
+    fn begin_loss(&mut self, key: RequestKey, mut loss: Loss) {
         let Some(request) = self.requests.get(&key) else {
             return;
         };
-        let (_, retries_are_spent) = disposition::retry_lost(&request.task, request.head.retries);
+        (_, loss.retries_are_spent) = disposition::retry_lost(&request.task, request.head.retries);
         let asks = !request.ignores_result();
         let message = Arc::clone(&request.message);
-        self.losses.insert(
-            key,
-            Loss {
-                reason,
-                pid,
-                time_start,
-                status,
-                retries_are_spent,
-            },
-        );
+        self.losses.insert(key, loss);
         self.set_stage(key, Stage::Concluding);
         if asks {
             self.call(
@@ -339,6 +471,9 @@ impl Core {
         let (Some(request), Some(loss)) = (self.requests.get(&key), self.losses.get(&key)) else {
             return;
         };
+        if loss.is_cancelled {
+            return self.cancelled(key);
+        }
         if disposition::retry_lost(&request.task, request.head.retries).0 {
             let message = Arc::clone(&request.message);
             let call = HookCall::RetryLost {
@@ -351,6 +486,22 @@ impl Core {
         }
     }
 
+    /// The worker ended a task that had not succeeded.
+    fn cancelled(&mut self, key: RequestKey) {
+        self.losses.remove(&key);
+        let Some(request) = self.requests.get(&key) else {
+            return;
+        };
+        // A late-acknowledged task runs again; of an early one Celery says that it will be retried,
+        // which nobody does.
+        let call = HookCall::Cancelled {
+            message: Arc::clone(&request.message),
+            emit_retry: !request.task.acks_late,
+        };
+        self.task_event(key, &TaskEvent::Cancelled, self.read_at);
+        self.conclude(key, call, Fate::Requeue);
+    }
+
     /// A lost task that was not sent again.
     fn fail_lost(&mut self, key: RequestKey) {
         let Some(loss) = self.losses.remove(&key) else {
@@ -359,14 +510,32 @@ impl Core {
         let Some(request) = self.requests.get(&key) else {
             return;
         };
-        let spent = loss.retries_are_spent;
+        let again = self.again(request.head.marks, self.read_at);
+        let spent = loss.retries_are_spent || again.is_none();
+        let attempts = match loss.cause {
+            // It was not tried this time.
+            Cause::WorkerLost => request.head.marks.deaths,
+            _ => request.head.marks.deaths.saturating_add(1),
+        };
         let (requeues, fate) = match disposition::lost(&request.task, request.is_settled, spent) {
             disposition::Loss::Requeue => {
                 let reason = &loss.reason;
                 self.tell(&Happening::LostAndRequeued { request, reason });
-                (true, Fate::Requeue)
+                (true, again.unwrap_or(Fate::Requeue))
             }
             disposition::Loss::Fail(fate) => (false, fate),
+        };
+        if !requeues {
+            let death = Death {
+                cause: loss.cause,
+                reason: &loss.reason,
+                remains: loss.remains,
+                attempts,
+            };
+            self.bury_request(key, death);
+        }
+        let Some(request) = self.requests.get(&key) else {
+            return;
         };
         if requeues && !request.task.overrides("on_failure") {
             self.settle(key, fate);
@@ -430,6 +599,7 @@ impl Core {
                 self.hook_failed(key, "sending it again", &answer);
                 if answer == Ok(Value::Bool(true)) {
                     self.losses.remove(&key);
+                    self.limited_retried(key);
                     self.settle(key, Fate::Ack);
                     self.remove(key);
                 } else {
@@ -445,15 +615,16 @@ impl Core {
                     self.release(key);
                 }
             }
-            Continuation::V1Opened(tag, message) => {
+            Continuation::V1Opened(arrival) => {
                 let received = match answer {
                     Ok(members) => decode::opened(&members.to_string()),
                     Err(reason) => Received::Undecodable(reason),
                 };
+                let received = decode::marked(received, Marks::of(&arrival.message));
                 if self.shutdown.phase() == Phase::Running {
-                    self.received(tag, message, received, now);
+                    self.received(arrival, received, now);
                 } else {
-                    self.settle_message(tag, Fate::Release);
+                    self.settle_message(arrival.tag, Fate::Release);
                 }
             }
         }
@@ -500,6 +671,20 @@ impl Core {
             details,
             failure,
         }));
+    }
+}
+
+/// Why a message becomes a dead letter whose task has ended in this way, and its message so.
+fn rejection(outcome: &Outcome, fate: Fate) -> Option<(Cause, &str)> {
+    match outcome {
+        Outcome::Undecodable { reason } => Some((Cause::Undecodable, reason)),
+        Outcome::Invalid { reason } => Some((Cause::Invalid, reason)),
+        Outcome::Failure(failure) | Outcome::Raised(failure) | Outcome::Reject { failure, .. }
+            if fate == Fate::Reject =>
+        {
+            Some((Cause::Rejected, &failure.exception))
+        }
+        _ => None,
     }
 }
 

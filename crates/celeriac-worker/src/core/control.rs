@@ -97,7 +97,7 @@ impl Core {
         self.set_attributes(&name, [("rate_limit", arguments.get("rate_limit"))]);
         if self.options.limits_rates {
             for key in self.buckets.set(&name, limit, now.monotonic) {
-                self.make_ready(key, true, now);
+                self.pass_limits(key, true, now);
             }
         }
         if is_set {

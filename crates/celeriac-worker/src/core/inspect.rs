@@ -9,13 +9,10 @@ use serde_json::{Map, Value, json};
 use super::Core;
 use super::command::{Answer, Arguments, CONTROL};
 use crate::control::info::info;
-use crate::events::event::isoformat;
 use crate::request::{Request, Stage};
 
 /// The attributes of tasks that `registered` shows unless it is asked for others.
 const TASK_INFO_ITEMS: [&str; 3] = ["exchange", "routing_key", "rate_limit"];
-/// What Celery's timer gives to a task with an ETA.
-const ETA_PRIORITY: u32 = 6;
 
 impl Core {
     fn infos(&self, safe: bool, is_shown: impl Fn(&Request) -> bool) -> Vec<Value> {
@@ -40,24 +37,6 @@ impl Core {
     pub(super) fn reserved(&self) -> Answer {
         let is_reserved = |request: &Request| state(request) == "reserved";
         Answer::Reply(self.infos(false, is_reserved).into())
-    }
-
-    pub(super) fn scheduled(&self) -> Answer {
-        let hostname = &self.options.hostname;
-        let mut held: Vec<&Request> = self
-            .requests
-            .values()
-            .filter(|request| request.stage == Stage::Held)
-            .collect();
-        held.sort_unstable_by_key(|request| (request.head.eta, request.key));
-        let scheduled = held.into_iter().map(|request| {
-            json!({
-                "eta": request.head.eta.map(isoformat),
-                "priority": ETA_PRIORITY,
-                "request": info(request, hostname, false),
-            })
-        });
-        Answer::Reply(scheduled.collect())
     }
 
     pub(super) fn query_task(&self, arguments: &Arguments) -> Answer {
@@ -145,6 +124,8 @@ impl Core {
         pool.insert("writes".to_owned(), writes(&self.processes));
         let mut stats = json!({
             "total": remote.totals,
+            // Not in Celery's.
+            "expired": remote.expired,
             "pid": remote.options.pid,
             "clock": remote.clock.value().to_string(),
             "uptime": uptime,
@@ -154,6 +135,10 @@ impl Core {
             "prefetch_count": self.pool_size + self.held.len(),
             "rusage": self.rusage,
         });
+        if let (Some(shortage), Value::Object(stats)) = (self.shortage, &mut stats) {
+            // A member that Celery does not have, and only there while it says something.
+            stats.insert("memory_pressure".to_owned(), shortage.to_string().into());
+        }
         if let Some(scale) = &self.autoscale {
             let autoscaler = json!({
                 "max": scale.max,
@@ -180,7 +165,9 @@ impl Core {
 fn state(request: &Request) -> &'static str {
     match request.stage {
         Stage::Running { .. } | Stage::Dying => "active",
-        Stage::Submitted { .. } | Stage::Ready { .. } | Stage::Throttled => "reserved",
+        Stage::Submitted { .. } | Stage::Ready { .. } | Stage::Throttled | Stage::Limited => {
+            "reserved"
+        }
         Stage::Held => "scheduled",
         Stage::Concluding => "ready",
     }

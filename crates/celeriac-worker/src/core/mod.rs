@@ -5,15 +5,21 @@
 //! make anything happen at any moment. [`crate::worker`] carries the effects out.
 
 mod adopt;
+mod bury;
 mod bus;
 mod command;
 mod conclude;
 mod control;
+mod delay;
 mod inspect;
+mod limits;
+mod memory;
 mod receive;
 mod remote;
 mod revoke;
 mod run;
+mod scheduled;
+mod stop;
 mod successor;
 #[cfg(test)]
 mod tests;
@@ -27,8 +33,10 @@ use celeriac_config::TaskOptions;
 use celeriac_core::broker::{Delivery, DeliveryTag, Fate, Settlement, Want};
 use celeriac_core::bus::Outgoing;
 use celeriac_core::clock::Now;
+use celeriac_core::dead_letter::DeadLetter;
 use celeriac_core::journal::{Journal, Level};
-use celeriac_core::pool::{Job, RequestKey};
+use celeriac_core::limit::{Asked, Holding};
+use celeriac_core::pool::{Job, RequestKey, Shortage};
 use celeriac_core::queue::Queue;
 use celeriac_protocol::{AcceptContent, Message, RateLimit, TimeLimits};
 use serde_json::{Map, Value};
@@ -41,12 +49,16 @@ use crate::control::mingle::Mingle;
 use crate::events::event::TaskEvent;
 use crate::happening::Happening;
 use crate::hooks::HookCall;
+use crate::limit::Limits;
 use crate::request::{Request, Stage};
 use crate::revoked::Revoked;
-use crate::shutdown::{Order, Phase, Shutdown, Signal};
+use crate::shutdown::{Deadline, Phase, Shutdown, Signal};
 use adopt::Adoption;
+use bury::Arrival;
+use limits::Limited;
 use remote::Remote;
 
+pub use bury::StoreOptions;
 pub use remote::RemoteOptions;
 
 /// Messages that are fetched at once at most, those with an ETA included.
@@ -73,14 +85,25 @@ pub struct Options {
     pub time_limits: TimeLimits,
     /// How many tasks may wait for a rate limit.
     pub throttled_limit: usize,
+    /// Whether those beyond go to the delay store, instead of staying in their queue with all others.
+    pub spills_throttled: bool,
+    /// Limits that all workers keep together.
+    pub limits: Arc<Limits>,
+    /// Names this worker among those that hold slots of limits.
+    pub limit_holder: String,
     /// How many tasks may be held for their ETA.
     pub held_limit: Option<usize>,
     /// Bounds of the pool, if it is scaled.
     pub autoscale: Option<Autoscale>,
+    /// What becomes of messages that are to come later, or never to run; `None` where the broker keeps
+    /// neither.
+    pub store: Option<StoreOptions>,
     /// Whether messages that were fetched outlive the connection that fetched them.
     pub tags_outlive_connections: bool,
     /// Kill late-acknowledged tasks when the connection is lost.
     pub cancel_on_connection_loss: bool,
+    /// How long a warm shutdown waits for tasks; `None` without end.
+    pub shutdown_deadline: Option<Deadline>,
     /// How long a cold shutdown waits for tasks.
     pub soft_shutdown_timeout: Duration,
     /// Wait also when nothing runs.
@@ -100,12 +123,25 @@ pub struct Options {
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
+    /// Keep a dead letter, before anything that is told of its message after this.
+    Bury(Box<DeadLetter>),
     /// Tell the broker.
     Settle(Settlement),
+    /// Ask the store of limits whether a request may begin.
+    Acquire(RequestKey, Box<Asked>),
+    /// Give back what a request holds of limits, after so long.
+    GiveBack(RequestKey, Box<Holding>, Duration),
     /// Give a job to the pool.
     Submit(Job),
     /// Have the pool end a job.
     Terminate(RequestKey, i32),
+    /// Have the soft time limit's exception raised in a job that runs.
+    Interrupt {
+        /// The job.
+        key: RequestKey,
+        /// Whether the task runs again unless it returns all the same; otherwise it has failed.
+        requeues: bool,
+    },
     /// Change the pool's size by so many processes.
     Scale(Scale),
     /// Have so many processes of the pool leave when their job is done.
@@ -123,6 +159,8 @@ pub enum Effect {
     /// Have the broker tell what it keeps of revokes since then, in seconds since 1970, before it
     /// is asked for further messages.
     ReadRevokes(f64),
+    /// Have the broker tell of so many messages in its delay store.
+    ReadDelayed(HookToken, usize),
     /// Have the pool finish its jobs and end.
     ClosePool,
     /// Have the pool end now.
@@ -155,7 +193,7 @@ enum Continuation {
     /// `task_received` was sent for a request.
     Received(RequestKey, Admission),
     /// The body of a message was opened.
-    V1Opened(DeliveryTag, Arc<Message>),
+    V1Opened(Arrival),
     /// It is stored that a task was revoked while it ran.
     Terminated(RequestKey),
 }
@@ -169,10 +207,14 @@ pub struct Core {
     by_tag: HashMap<DeliveryTag, RequestKey>,
     held: Held,
     buckets: Buckets,
+    limited: Limited,
     /// Requests that may begin, and since when.
     ready: VecDeque<(RequestKey, Duration)>,
-    /// Before this none of them has waited for too long that could be given back.
-    next_release: Duration,
+    /// Before this none of them has waited for too long that could be given back; `None` when all
+    /// are bound to this worker.
+    next_release: Option<Duration>,
+    /// Until when nobody else is given what is fetched; `None` where no time ends that.
+    leased_until: Option<Duration>,
     revoked: Revoked,
     continuations: HashMap<HookToken, Continuation>,
     /// How the process of a lost task ended, while it is asked whether the task had succeeded.
@@ -180,6 +222,8 @@ pub struct Core {
     next_key: u64,
     next_token: u64,
     is_connected: bool,
+    /// Memory that is short: no tasks are fetched while one runs.
+    shortage: Option<Shortage>,
     autoscale: Option<Autoscale>,
     next_scale: Duration,
     shutdown: Shutdown,
@@ -223,20 +267,23 @@ impl Core {
             buckets: Buckets::new(options.rate_limits.iter().cloned(), now.monotonic),
             autoscale: options.autoscale,
             next_scale: now.monotonic,
-            shutdown: Shutdown::new(options.term_is_quit),
+            shutdown: Shutdown::new(options.term_is_quit, options.shutdown_deadline),
             revoked: set,
             options,
             journal,
             requests: HashMap::new(),
             by_tag: HashMap::new(),
             held: Held::default(),
+            limited: Limited::default(),
             ready: VecDeque::new(),
-            next_release: Duration::ZERO,
+            next_release: None,
+            leased_until: None,
             continuations: HashMap::new(),
             losses: HashMap::new(),
             next_key: 1,
             next_token: 1,
             is_connected: false,
+            shortage: None,
             soft_until: None,
             pool_is_closed: false,
             pool_size: 0,
@@ -270,14 +317,15 @@ impl Core {
         }
         let stops = !self.is_connected
             || self.shutdown.phase() != Phase::Running
-            || self.continuations.len() >= HOOKS_IN_FLIGHT
-            || self.buckets.len() >= self.options.throttled_limit;
+            || self.waits_for_main()
+            || self.buckets.len() >= self.options.throttled_limit && !self.spills_throttled()
+            || self.limited.is_full() && self.options.store.is_none();
         let room = self.options.held_limit.map_or(FETCHED_AT_ONCE, |limit| {
             FETCHED_AT_ONCE.min(limit.saturating_sub(self.held.len()))
         });
         let runnable = self
             .capacity(free)
-            .saturating_sub(self.ready.len() + self.announced)
+            .saturating_sub(self.ready.len() + self.announced + self.limited.asking())
             .saturating_add(self.sought())
             .min(room);
         if stops || runnable == 0 {
@@ -291,8 +339,14 @@ impl Core {
 
     /// Jobs that can begin now, with the processes that the pool may still start.
     fn capacity(&self, free: usize) -> usize {
-        self.autoscale
-            .map_or(free, |scale| free.max(scale.max.saturating_sub(self.busy)))
+        let capacity = self
+            .autoscale
+            .map_or(free, |scale| free.max(scale.max.saturating_sub(self.busy)));
+        match self.shortage {
+            // One at a time: that of one task ends it, or shows that others hold the memory.
+            Some(_) => capacity.min(1_usize.saturating_sub(self.busy)),
+            None => capacity,
+        }
     }
 
     /// The broker is reached.
@@ -334,6 +388,13 @@ impl Core {
         self.dispatch(free, now);
     }
 
+    /// Until then nobody else is given what is fetched; `None` for as long as the connection lasts.
+    pub fn leased(&mut self, until: Option<Duration>, free: usize, now: Now) {
+        self.read_at = now;
+        self.leased_until = until;
+        self.dispatch(free, now);
+    }
+
     /// Other workers have, or will have, these messages.
     pub fn leases_lost(&mut self, tags: &[DeliveryTag]) {
         for tag in tags {
@@ -347,6 +408,7 @@ impl Core {
                 .write(Happening::LeaseLost { request }.record());
             // There is nothing to settle any more. What the pool has may have begun.
             request.is_settled = true;
+            request.is_taken = true;
             if request.stage.is_waiting() {
                 self.withdraw(key);
                 self.remove(key);
@@ -374,68 +436,14 @@ impl Core {
 
     /// A signal has come.
     pub fn signalled(&mut self, signal: Signal, now: Now) {
-        let orders = self.shutdown.signal(signal);
+        let orders = self.shutdown.signal(signal, now.monotonic);
         self.shut_down(orders, now);
     }
 
     /// The worker can't go on: tasks that run may finish.
     pub fn failed(&mut self, now: Now) {
-        let orders = self.shutdown.fail();
+        let orders = self.shutdown.fail(now.monotonic);
         self.shut_down(orders, now);
-    }
-
-    fn shut_down(&mut self, orders: Vec<Order>, now: Now) {
-        for order in orders {
-            match order {
-                Order::Print(text) => self.effects.push(Effect::Print(text)),
-                Order::Announce { sig, how, exitcode } => {
-                    let call = HookCall::WorkerShuttingDown { sig, how, exitcode };
-                    self.effects.push(Effect::Tell(call));
-                }
-                Order::Warm => self.stop_fetching(),
-                Order::SoftThenCold => self.soft_shutdown(now),
-                Order::Cold => self.cold_shutdown(),
-                Order::ExitNow(status) => self.effects.push(Effect::ExitNow(status)),
-            }
-        }
-    }
-
-    /// Gives back what has not begun, and lets the pool finish.
-    fn stop_fetching(&mut self) {
-        if self.soft_until.is_none() && self.shutdown.phase() >= Phase::Warm {
-            let mut unbegun = self.held.take_all();
-            unbegun.extend(self.buckets.take_all());
-            unbegun.extend(
-                std::mem::take(&mut self.ready)
-                    .into_iter()
-                    .map(|(key, _)| key),
-            );
-            for key in unbegun {
-                self.release(key);
-            }
-            self.effects.push(Effect::ClosePool);
-        }
-    }
-
-    fn soft_shutdown(&mut self, now: Now) {
-        self.stop_fetching();
-        let timeout = self.options.soft_shutdown_timeout;
-        let is_needed = self.running > 0 || self.options.soft_shutdown_on_idle;
-        if timeout.is_zero() || !is_needed {
-            self.cold_shutdown();
-        } else {
-            let seconds = timeout.as_secs_f64();
-            self.journal
-                .write(Happening::SoftShutdown { seconds }.record());
-            self.soft_until = Some(now.monotonic + timeout);
-        }
-    }
-
-    fn cold_shutdown(&mut self) {
-        self.shutdown.soft_wait_is_over();
-        self.soft_until = None;
-        self.effects.push(Effect::Tell(HookCall::Terminating));
-        self.effects.push(Effect::KillPool);
     }
 
     /// Does what has come due.
@@ -443,6 +451,9 @@ impl Core {
         self.read_at = now;
         if self.soft_until.is_some_and(|at| at <= now.monotonic) {
             self.cold_shutdown();
+        }
+        while let Some(order) = self.shutdown.came_due(now.monotonic) {
+            self.shut_down(vec![order], now);
         }
         self.end_mingle(now);
         self.end_waiting_for_store(now);
@@ -452,8 +463,9 @@ impl Core {
             self.eta_came(key, now);
         }
         for key in self.buckets.take_due(now.monotonic) {
-            self.make_ready(key, true, now);
+            self.pass_limits(key, true, now);
         }
+        self.ask_again(now);
         self.scale(now);
         self.dispatch(free, now);
     }
@@ -466,27 +478,34 @@ impl Core {
     /// How long until [`Core::tick`] has something to do, unless something happens before.
     pub fn next_tick(&mut self, now: Now) -> Option<Duration> {
         let soft = self.soft_until.map(|at| at.saturating_sub(now.monotonic));
+        let deadline = self.shutdown.next_due();
+        let deadline = deadline.map(|at| at.saturating_sub(now.monotonic));
         // Somebody may set the clock.
         let held = self.held.next().map(|at| now.until(at).min(CLOCK_IS_READ));
         let throttled = self.buckets.next(now.monotonic);
+        let limited = self.limited.next();
+        let limited = limited.map(|at| at.saturating_sub(now.monotonic));
+        // A worker that ends has its processes leave as they are done.
+        let scales = self.shutdown.phase() == Phase::Running;
         let scale = self
             .autoscale
+            .filter(|_| scales)
             .map(|_| self.next_scale.saturating_sub(now.monotonic));
-        let ready = self.ready.front().map(|(_, since)| {
-            let at = *since + run::RELEASE_AFTER;
-            // What has waited for longer is bound to this worker: only the pool can help.
-            at.checked_sub(now.monotonic).unwrap_or(Duration::MAX)
-        });
+        // While messages of running tasks are looked for, nothing goes back.
+        let release = self.next_release.filter(|_| !self.searches());
+        let release = release.map(|at| at.saturating_sub(now.monotonic));
         let mingle = self.remote.mingle.as_ref().map(Mingle::until);
         let look = self.remote.options.gossips.then_some(self.remote.next_look);
         let search = self.search_until();
         let store = self.remote.store_until;
         let bus = [mingle, store, look, search].into_iter().flatten().min();
         let bus = bus.map(|at| at.saturating_sub(now.monotonic));
-        [soft, held, throttled, scale, ready, bus]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            soft, deadline, held, throttled, limited, scale, release, bus,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Starts or ends processes, as many as there is work for.
@@ -516,20 +535,27 @@ impl Core {
         self.running
     }
 
-    /// Whether nothing is left to do after a shutdown.
-    pub fn is_done(&self) -> bool {
-        let waits_idle = self.soft_until.is_some() && self.options.soft_shutdown_on_idle;
-        self.shutdown.phase() != Phase::Running
-            && !waits_idle
-            && self.pool_is_closed
-            && self.requests.is_empty()
-            && !self.has_set_aside()
-            && self.continuations.is_empty()
+    /// How many queues are consumed.
+    pub fn queues(&self) -> usize {
+        self.remote.queues.len()
     }
 
-    /// How the shutdown stands.
-    pub fn shutdown(&self) -> &Shutdown {
-        &self.shutdown
+    /// Whether so many hooks wait for main that nothing is fetched.
+    pub fn waits_for_main(&self) -> bool {
+        self.continuations.len() >= HOOKS_IN_FLIGHT
+    }
+
+    /// Whether nothing is kept of any message: so it has to be when all is done.
+    pub fn holds_nothing(&self) -> bool {
+        self.requests.is_empty()
+            && self.by_tag.is_empty()
+            && self.held.is_empty()
+            && self.buckets.is_empty()
+            && self.ready.is_empty()
+            && self.continuations.is_empty()
+            && self.losses.is_empty()
+            && self.orphans() == 0
+            && (self.busy, self.running, self.announced) == (0, 0, 0)
     }
 
     /// Ids of revoked tasks, for the state database.
@@ -556,8 +582,16 @@ impl Core {
             .requests
             .get_mut(&key)
             .and_then(|request| request.settle(fate));
-        if settlement.is_some() && matches!(fate, Fate::Reject | Fate::Requeue) {
-            let requeue = fate == Fate::Requeue;
+        // What is only delayed was not refused.
+        let known = self
+            .requests
+            .get(&key)
+            .map(|request| request.head.marks.deaths);
+        let requeue = match fate {
+            Fate::Delay(delay) => known.is_some_and(|known| delay.marks.deaths > known),
+            fate => fate == Fate::Requeue,
+        };
+        if settlement.is_some() && (requeue || fate == Fate::Reject) {
             self.task_event(key, &TaskEvent::Rejected { requeue }, self.read_at);
         }
         self.effects.extend(settlement.map(Effect::Settle));
@@ -590,6 +624,7 @@ impl Core {
         let request = self.requests.remove(&key)?;
         self.by_tag.remove(&request.tag);
         self.forget_orphan(key);
+        self.limited_ended(key);
         self.count(request.stage, Stage::Concluding);
         Some(request)
     }

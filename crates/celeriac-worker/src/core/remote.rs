@@ -10,6 +10,7 @@ use celeriac_protocol::{Head, TimeLimits};
 use serde_json::{Map, Value};
 
 use super::HookToken;
+use super::scheduled::Listing;
 use super::successor::Changes;
 use crate::control::gossip::Gossip;
 use crate::control::mailbox::Address;
@@ -73,11 +74,15 @@ pub(super) struct Remote {
     pub(super) store_until: Option<Duration>,
     /// Replies and encodings that main works on.
     pub(super) awaited: HashMap<HookToken, Awaited>,
+    /// Those who wait for a list of what is scheduled.
+    pub(super) listings: HashMap<HookToken, Listing>,
     pub(super) outgoing: Vec<Outgoing>,
     /// Queues that are consumed.
     pub(super) queues: Vec<(String, Value)>,
     /// How often each task has begun.
     pub(super) totals: HashMap<String, u64>,
+    /// How many tasks came, or had their turn, when their time was over.
+    pub(super) expired: u64,
     pub(super) started: Duration,
     /// The limits that tasks were declared with whose limits a command has changed.
     pub(super) declared_limits: HashMap<ByteString, TimeLimits>,
@@ -122,8 +127,10 @@ impl Remote {
             mingle: None,
             store_until: None,
             awaited: HashMap::new(),
+            listings: HashMap::new(),
             outgoing: Vec::new(),
             totals: HashMap::new(),
+            expired: 0,
             started: now,
             declared_limits: HashMap::new(),
             changes: Changes::default(),

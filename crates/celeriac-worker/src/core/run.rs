@@ -8,12 +8,12 @@ use celeriac_core::pool::RequestKey;
 
 use super::{Core, Effect};
 use crate::admit::{Admission, admit};
-use crate::request::Stage;
+use crate::request::{Request, Stage};
 use crate::shutdown::Phase;
 
 /// How long a request may wait for a process before its message goes back to the queue, where
 /// another worker may take it.
-pub(super) const RELEASE_AFTER: Duration = Duration::from_millis(200);
+const RELEASE_AFTER: Duration = Duration::from_millis(200);
 /// Its number is the same on every Linux.
 const SIGTERM: i32 = 15;
 
@@ -22,12 +22,24 @@ impl Core {
     pub(super) fn make_ready(&mut self, key: RequestKey, is_bound: bool, now: Now) {
         self.set_stage(key, Stage::Ready { is_bound });
         self.ready.push_back((key, now.monotonic));
+        self.release_later(is_bound, now.monotonic);
+    }
+
+    /// A request that waits since then goes back to its queue if it can't begin in time.
+    fn release_later(&mut self, is_bound: bool, since: Duration) {
+        if !is_bound {
+            let at = since + RELEASE_AFTER;
+            self.next_release = Some(self.next_release.map_or(at, |next| next.min(at)));
+        }
     }
 
     /// Gives requests to the pool, as many as it can take, and gives back what waited too long.
     pub(super) fn dispatch(&mut self, free: usize, now: Now) {
         let mut free = free;
-        while free > 0 {
+        // A worker that was stopped, or could not reach its broker, may have lost what it fetched:
+        // that it has not it must hear of before anything begins.
+        let is_leased = self.leased_until.is_none_or(|until| now.monotonic < until);
+        while free > 0 && is_leased {
             let Some((key, _)) = self.ready.pop_front() else {
                 break;
             };
@@ -35,26 +47,24 @@ impl Core {
         }
         self.end_search();
         // Tens of thousands may be here whose ETA has come: they are not looked through each time.
-        if self.next_release > now.monotonic || self.searches() {
+        if self.ready.is_empty() {
+            self.next_release = None;
+        }
+        let is_due = self.next_release.is_some_and(|at| at <= now.monotonic);
+        if !is_due || self.searches() {
             return;
         }
-        let is_old = |(_, since): &(_, Duration)| *since + RELEASE_AFTER <= now.monotonic;
-        if self.ready.iter().any(is_old) {
-            self.next_release = now.monotonic + RELEASE_AFTER;
-            let waiting = std::mem::take(&mut self.ready);
-            for (key, since) in waiting {
-                let is_bound = self
-                    .requests
-                    .get(&key)
-                    .is_none_or(|request| request.stage == Stage::Ready { is_bound: true });
-                if !is_bound && is_old(&(key, since)) {
-                    self.release(key);
-                } else {
-                    if !is_bound {
-                        self.next_release = self.next_release.min(since + RELEASE_AFTER);
-                    }
-                    self.ready.push_back((key, since));
-                }
+        self.next_release = None;
+        for (key, since) in std::mem::take(&mut self.ready) {
+            let is_bound = self
+                .requests
+                .get(&key)
+                .is_none_or(|request| request.stage == Stage::Ready { is_bound: true });
+            if !is_bound && since + RELEASE_AFTER <= now.monotonic {
+                self.release(key);
+            } else {
+                self.release_later(is_bound, since);
+                self.ready.push_back((key, since));
             }
         }
     }
@@ -88,12 +98,13 @@ impl Core {
             return;
         };
         // It is somebody else's, or will be delivered again.
-        let is_gone = request.is_settled || request.is_lost;
+        let is_gone = request.is_taken || request.is_lost && !request.is_settled;
         self.set_stage(key, Stage::Ready { is_bound });
         if is_gone {
             self.remove(key);
         } else if self.shutdown.phase() == Phase::Running {
             self.ready.push_front((key, now.monotonic));
+            self.release_later(is_bound, now.monotonic);
         } else {
             self.release(key);
         }
@@ -101,6 +112,11 @@ impl Core {
 
     /// Puts a request's message back where it came from: it has not begun.
     pub(super) fn release(&mut self, key: RequestKey) {
+        let is_bound = |request: &Request| request.is_bound_by_ack();
+        if self.requests.get(&key).is_some_and(is_bound) {
+            // It was acknowledged for a process that never read it.
+            return self.never_will_begin(key);
+        }
         self.settle(key, Fate::Release);
         self.remove(key);
     }
@@ -121,7 +137,11 @@ impl Core {
                 self.buckets.remove(&task, key);
             }
             Stage::Ready { .. } => self.ready.retain(|(ready, _)| *ready != key),
-            Stage::Submitted { .. } | Stage::Running { .. } | Stage::Dying | Stage::Concluding => {}
+            Stage::Limited
+            | Stage::Submitted { .. }
+            | Stage::Running { .. }
+            | Stage::Dying
+            | Stage::Concluding => {}
         }
     }
 
@@ -129,14 +149,17 @@ impl Core {
     /// again. What does not run is forgotten; what runs goes on, and takes its message over.
     pub(super) fn forget_fetched(&mut self) {
         let fetched: Vec<RequestKey> = self.requests.keys().copied().collect();
-        // All that are in it go: they need not be taken out one by one.
-        self.ready.clear();
+        // They need not be taken out one by one. What is acknowledged stays: whether the broker has
+        // heard of that shows when the message comes again, or does not.
+        let requests = &self.requests;
+        let is_bound = |key: &RequestKey| requests.get(key).is_some_and(Request::is_bound_by_ack);
+        self.ready.retain(|(key, _)| is_bound(key));
         for key in fetched {
             let Some(request) = self.requests.get_mut(&key) else {
                 continue;
             };
             request.is_lost = true;
-            if request.stage.is_waiting() {
+            if request.stage.is_waiting() && !request.is_bound_by_ack() {
                 self.withdraw(key);
                 self.remove(key);
             } else {
@@ -148,7 +171,7 @@ impl Core {
 
     /// Ends running tasks whose messages the lost connection gives to somebody else.
     pub(super) fn cancel_unsettled(&mut self) {
-        let running: Vec<RequestKey> = self
+        let mut running: Vec<RequestKey> = self
             .requests
             .values()
             .filter(|request| {
@@ -158,6 +181,7 @@ impl Core {
             })
             .map(|request| request.key)
             .collect();
+        running.sort_unstable();
         for key in running {
             self.effects.push(Effect::Terminate(key, SIGTERM));
         }

@@ -3,15 +3,17 @@
 //! Celery's counterpart: `celery.worker.consumer.consumer.Consumer` with its `Connection` and
 //! `Tasks` steps.
 
-use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
+use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
 
 use celeriac_core::broker::{
-    Broker, Delivery, DeliveryTag, Error, ErrorKind, Fate, Retry, Session, Settlement, Want,
+    Broker, Delayed, Delivery, DeliveryTag, Error, ErrorKind, Fate, Retry, Session, Settlement,
+    Want,
 };
+use celeriac_core::dead_letter::{Bounds, DeadLetter};
 use celeriac_core::journal::{Journal, Level};
 use celeriac_core::queue::Queue;
 use celeriac_core::revokes::KeptRevokes;
@@ -44,6 +46,8 @@ pub struct Options {
     pub queues: Vec<Queue>,
     /// Whether to delete all messages that wait at the start.
     pub purge: bool,
+    /// How many dead letters are kept, and for how long.
+    pub dead_letters: Bounds,
 }
 
 /// What a consumer tells.
@@ -55,10 +59,14 @@ pub enum Event {
     Purged(u64),
     /// Messages came: the batch of this number, from 1.
     Delivered(u64, Vec<Delivery>),
+    /// Until then nobody else is given what is fetched; `None` for as long as the connection lasts.
+    Leased(Option<Instant>),
     /// These messages are no longer this worker's.
     LeasesLost(Vec<DeliveryTag>),
     /// The queue of this name was added and can't be had: it is not consumed.
     QueueRefused(String),
+    /// The first messages in the delay store, or why it can't be read, for this question.
+    Delayed(u64, Result<Vec<Delayed>, Error>),
     /// What the broker keeps of revokes, or why it can't be read.
     Revokes(Result<KeptRevokes, Error>),
     /// The connection is lost; it connects again.
@@ -85,9 +93,12 @@ impl Handle {
             journal,
             shared: Arc::clone(&shared),
             events: to_events,
+            letters: VecDeque::new(),
+            bounds: options.dead_letters,
             unsettled: Unsettled::default(),
             batches: 0,
             missed_revokes: false,
+            was_leased: false,
         };
         tokio::spawn(consumer.run());
         Self::new(shared, events)
@@ -112,11 +123,16 @@ struct Consumer {
     journal: Arc<dyn Journal>,
     shared: Arc<Shared>,
     events: mpsc::Sender<Event>,
+    /// Dead letters that the broker does not keep yet.
+    letters: VecDeque<DeadLetter>,
+    bounds: Bounds,
     unsettled: Unsettled,
     /// How many batches of messages were delivered.
     batches: u64,
     /// Whether the connection was lost over reading what the broker keeps of revokes.
     missed_revokes: bool,
+    /// Whether the last connection had leases.
+    was_leased: bool,
 }
 
 /// Why there is no connection to consume over.
@@ -152,6 +168,7 @@ impl Consumer {
             let broker = Arc::clone(&self.brokers[self.failover.current()]);
             let shared = Arc::clone(&self.shared);
             let connected = tokio::select! {
+                biased;
                 connected = self.connect(&*broker) => connected,
                 () = stopped(&shared) => break,
             };
@@ -261,6 +278,7 @@ impl Consumer {
                 });
                 let shared = Arc::clone(&self.shared);
                 tokio::select! {
+                    biased;
                     () = sleep(wait) => true,
                     () = stopped(&shared) => false,
                 }
@@ -289,12 +307,15 @@ impl Consumer {
         let mut worked = false;
         let mut acks_by = None;
         loop {
-            if next_maintenance <= Instant::now() {
-                match session.maintain().await {
+            let now = Instant::now();
+            if next_maintenance <= now {
+                match self.shared.owed(session.maintain()).await {
                     Ok(maintained) => {
                         next_maintenance = Instant::now() + maintained.next;
                         is_dry = is_dry && maintained.restored == 0;
                         self.leases_lost(&maintained.lost, epoch).await;
+                        self.leased(maintained.leased.map(|leased| now + leased))
+                            .await;
                     }
                     Err(error) => return Ended::Lost { error, worked },
                 }
@@ -309,7 +330,13 @@ impl Consumer {
             if let Err(error) = self.read_revokes(&mut *session).await {
                 return Ended::Lost { error, worked };
             }
+            if let Err(error) = self.read_delayed(&mut *session).await {
+                return Ended::Lost { error, worked };
+            }
             let (want, stops) = self.take_wishes();
+            if let Err(error) = self.bury(&mut *session).await {
+                return Ended::Lost { error, worked };
+            }
             let claims = !(want.is_none() || is_dry);
             // Acknowledgements go along with the next claim, if there is one soon.
             let holds = self.unsettled.len() > 0 && self.unsettled.are_acks() && !claims && !stops;
@@ -331,13 +358,14 @@ impl Consumer {
                 return self.leave(session, epoch, &settlements).await;
             }
             if !settlements.is_empty() || claims {
-                match session.exchange(&settlements, want).await {
+                let exchange = session.exchange(&settlements, want);
+                match self.shared.owed(exchange).await {
                     Ok(deliveries) => {
                         worked = true;
                         self.failover.succeeded();
                         // What goes back to a queue may be this worker's to take again.
                         let gave_back = |settlement: &Settlement| {
-                            matches!(settlement.fate, Fate::Requeue | Fate::Release)
+                            !matches!(settlement.fate, Fate::Ack | Fate::Reject)
                         };
                         if !want.is_none() {
                             is_dry = deliveries.len() < want.runnable;
@@ -386,7 +414,7 @@ impl Consumer {
     /// and the others are consumed on.
     async fn apply(&mut self, session: &mut dyn Session, change: Change) -> Result<(), Error> {
         let queue = match change {
-            Change::Cancel(name) => return session.cancel(&name).await,
+            Change::Cancel(name) => return self.shared.owed(session.cancel(&name)).await,
             Change::Add(queue) => queue,
         };
         let adding = async {
@@ -395,7 +423,7 @@ impl Consumer {
             }
             session.subscribe(&queue).await
         };
-        match adding.await {
+        match self.shared.owed(adding).await {
             Ok(()) => {
                 let queue = &queue.name;
                 self.write(&Happening::StartedConsuming { queue });
@@ -412,7 +440,7 @@ impl Consumer {
         let Some(since) = self.shared.wishes().revokes.take() else {
             return Ok(());
         };
-        let read = session.revokes(since).await;
+        let read = self.shared.owed(session.revokes(since)).await;
         match read {
             Err(error) if error.kind == ErrorKind::Connection && !self.missed_revokes => {
                 self.missed_revokes = true;
@@ -425,6 +453,47 @@ impl Consumer {
                 Ok(())
             }
         }
+    }
+
+    /// Reads the delay store for those who ask.
+    async fn read_delayed(&mut self, session: &mut dyn Session) -> Result<(), Error> {
+        let questions = std::mem::take(&mut self.shared.wishes().listings);
+        for (question, count) in questions {
+            let read = session.delayed(count).await;
+            let lost = read
+                .as_ref()
+                .is_err_and(|error| error.kind == ErrorKind::Connection);
+            self.tell(Event::Delayed(question, read)).await;
+            if lost {
+                let text = "it was lost over reading the delay store";
+                return Err(Error::new(ErrorKind::Connection, text));
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the broker keep the dead letters, each before its message is settled. One that it refuses
+    /// is told of in full, and is lost.
+    async fn bury(&mut self, session: &mut dyn Session) -> Result<(), Error> {
+        while let Some(letter) = self.letters.front() {
+            if let Err(error) = session.bury(letter, self.bounds).await {
+                if error.retry() == Retry::Reconnect && error.kind != ErrorKind::Refused {
+                    return Err(error);
+                }
+                let text = format!(
+                    "The broker does not keep a dead letter, which is lost: {}: {}",
+                    error.in_full(),
+                    letter.to_json()
+                );
+                self.write(&Happening::Remote {
+                    level: Level::Error,
+                    logger: "celery.worker",
+                    text: &text,
+                });
+            }
+            self.letters.pop_front();
+        }
+        Ok(())
     }
 
     /// Gives up a queue that was added and can't be had; what is left is to connect again, for the
@@ -468,6 +537,7 @@ impl Consumer {
     /// What the worker wants now, and whether it stops.
     fn take_wishes(&mut self) -> (Want, bool) {
         let mut wishes = self.shared.wishes();
+        self.letters.extend(wishes.letters.drain(..));
         self.unsettled.append(&mut wishes.settlements);
         wishes.holds_acks = false;
         // Said before the last batch was known of, it counts places that are taken.
@@ -489,6 +559,14 @@ impl Consumer {
         }
         self.batches += 1;
         self.tell(Event::Delivered(self.batches, deliveries)).await;
+    }
+
+    /// Tells how long the leases hold, if there are any, or were.
+    async fn leased(&mut self, until: Option<Instant>) {
+        if until.is_some() || self.was_leased {
+            self.was_leased = until.is_some();
+            self.tell(Event::Leased(until)).await;
+        }
     }
 
     async fn leases_lost(&self, lost: &[DeliveryTag], epoch: Epoch) {
@@ -526,7 +604,7 @@ impl Consumer {
     async fn settle_the_rest(&mut self) {
         let (_, _) = self.take_wishes();
         self.unsettled.forget_lost(&self.epochs);
-        if self.unsettled.len() == 0 {
+        if self.unsettled.len() == 0 && self.letters.is_empty() {
             return;
         }
         let at = self.failover.current();
@@ -536,6 +614,7 @@ impl Consumer {
         let settlements = self.unsettled.take(epoch);
         let settling = async {
             let mut session = broker.connect().await?;
+            self.bury(&mut *session).await?;
             session.exchange(&settlements, Want::NONE).await?;
             session.close().await
         };

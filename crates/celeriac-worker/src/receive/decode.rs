@@ -5,7 +5,7 @@
 
 use celeriac_protocol::head::InvalidTask;
 use celeriac_protocol::json::Object;
-use celeriac_protocol::{AcceptContent, Head, Message, content};
+use celeriac_protocol::{AcceptContent, Head, Marks, Message, content};
 
 /// A message, as far as it is understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub fn classify(message: &Message, accept: &AcceptContent) -> Received {
         return Received::Undecodable("the body is not UTF-8".to_owned());
     };
     match Object::parse(body) {
-        Ok(body) => task(Head::from_v1_body(&body)),
+        Ok(body) => marked(task(Head::from_v1_body(&body)), Marks::read(&headers)),
         Err(error) if error.is_data() => Received::Unknown,
         Err(error) => Received::Undecodable(error.to_string()),
     }
@@ -57,6 +57,14 @@ pub fn opened(members: &str) -> Received {
     match Object::parse(members) {
         Ok(members) => task(Head::from_v1_body(&members)),
         Err(_) => Received::Unknown,
+    }
+}
+
+/// The same task with marks: where the head is read from the body, they are in the headers alone.
+pub fn marked(received: Received, marks: Marks) -> Received {
+    match received {
+        Received::Task(head) => Received::Task(Head { marks, ..head }),
+        other => other,
     }
 }
 

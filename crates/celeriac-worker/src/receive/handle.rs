@@ -1,16 +1,22 @@
 //! The worker's end of the consumer: what it wants, and what it is told.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use celeriac_core::broker::{Fate, Settlement, Want};
+use celeriac_core::dead_letter::DeadLetter;
 use celeriac_core::queue::Queue;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 use super::consumer::Event;
 
 /// What the worker wants of its consumer.
 #[derive(Debug, Default)]
 pub(super) struct Wishes {
+    /// Dead letters, to be kept before `settlements` are told.
+    pub(super) letters: Vec<DeadLetter>,
     pub(super) settlements: Vec<Settlement>,
     pub(super) want: Want,
     /// The number of batches that the worker knew of when it said what it wants.
@@ -19,6 +25,8 @@ pub(super) struct Wishes {
     pub(super) changes: Vec<Change>,
     /// Since when to read what the broker keeps of revokes, in seconds since 1970.
     pub(super) revokes: Option<f64>,
+    /// Questions for what the delay store holds: whose, and how many messages.
+    pub(super) listings: Vec<(u64, usize)>,
     /// Whether acknowledgements wait for a claim to go along with: more of them need not be told.
     pub(super) holds_acks: bool,
 }
@@ -30,13 +38,39 @@ pub(super) enum Change {
     Cancel(String),
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shared {
     pub(super) wishes: Mutex<Wishes>,
     pub(super) changed: Notify,
+    began: Instant,
+    /// When the broker was asked for what it has not answered, in ms after `began`; or `OWES_NONE`.
+    asked: AtomicU64,
+}
+
+/// The broker owes no answer.
+const OWES_NONE: u64 = u64::MAX;
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            wishes: Mutex::default(),
+            changed: Notify::default(),
+            began: Instant::now(),
+            asked: AtomicU64::new(OWES_NONE),
+        }
+    }
 }
 
 impl Shared {
+    /// Waits for an answer of the broker, which it owes meanwhile.
+    pub(super) async fn owed<T>(&self, answer: impl Future<Output = T>) -> T {
+        let since = self.began.elapsed().as_millis() as u64;
+        self.asked.store(since, Ordering::Relaxed);
+        let answer = answer.await;
+        self.asked.store(OWES_NONE, Ordering::Relaxed);
+        answer
+    }
+
     pub(super) fn wishes(&self) -> MutexGuard<'_, Wishes> {
         // Nothing panics while it is held.
         self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
@@ -69,15 +103,35 @@ impl Handle {
         event
     }
 
-    /// Tells the broker, and says how many messages there is use for now.
-    pub fn exchange(&self, settlements: &mut Vec<Settlement>, want: Want) {
+    /// For how long the broker has owed an answer, if it does.
+    pub fn owed(&self) -> Option<Duration> {
+        let asked = self.shared.asked.load(Ordering::Relaxed);
+        let since = Duration::from_millis(asked);
+        (asked != OWES_NONE).then(|| self.shared.began.elapsed().saturating_sub(since))
+    }
+
+    /// Whether there is no consumer any more that would tell anything.
+    pub fn is_gone(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// Has the broker keep dead letters, tells it of messages, and says how many there is use for now.
+    pub fn exchange(
+        &self,
+        letters: &mut Vec<DeadLetter>,
+        settlements: &mut Vec<Settlement>,
+        want: Want,
+    ) {
         let mut wishes = self.shared.wishes();
-        if settlements.is_empty() && (wishes.want, wishes.seen) == (want, self.seen) {
+        let nothing = letters.is_empty() && settlements.is_empty();
+        if nothing && (wishes.want, wishes.seen) == (want, self.seen) {
             return;
         }
         let is_more_of_the_same = wishes.holds_acks
             && (wishes.want, wishes.seen) == (want, self.seen)
+            && letters.is_empty()
             && settlements.iter().all(is_ack);
+        wishes.letters.append(letters);
         wishes.settlements.append(settlements);
         wishes.want = want;
         wishes.seen = self.seen;
@@ -101,6 +155,12 @@ impl Handle {
     /// takes further messages: see [`Event::Revokes`].
     pub fn read_revokes(&self, since: f64) {
         self.shared.wishes().revokes = Some(since);
+        self.shared.changed.notify_one();
+    }
+
+    /// Has it tell of the first messages in the delay store: see [`Event::Delayed`].
+    pub fn read_delayed(&self, question: u64, count: usize) {
+        self.shared.wishes().listings.push((question, count));
         self.shared.changed.notify_one();
     }
 

@@ -15,7 +15,7 @@ use super::method::{self, Id, Request, Said};
 use super::octets::{Malformed, Octets, put_long, put_short_text};
 use super::state::State;
 
-pub(in crate::amqp) use super::state::{Arrival, Confirmation, Delivery};
+pub(in crate::amqp) use super::state::{Arrival, Confirmation, Confirmed, Delivery};
 
 /// Who we are, and where we want to be.
 #[derive(Debug, Clone)]
@@ -130,6 +130,7 @@ struct Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.shared.state().release(self.number);
+        self.shared.changed.notify_one();
     }
 }
 
@@ -175,22 +176,26 @@ impl Channel {
         Ok(())
     }
 
-    /// Publishes on a channel with confirms, and waits for what the server says.
-    pub(in crate::amqp) async fn publish_confirmed(
+    /// Publishes on a channel with confirms; what the server says is told when it does.
+    pub(in crate::amqp) fn publish_confirmed(
         &self,
         exchange: &str,
         routing_key: &str,
         properties: &[u8],
         body: &[u8],
-    ) -> Result<Confirmation, Failure> {
+    ) -> Result<Confirmed, Failure> {
         let request = method::publish(exchange, routing_key, true)?;
-        let confirmed = {
-            let mut state = self.0.shared.state();
-            state.publish(self.0.number, &request, properties, body)?;
-            state.confirm(self.0.number)
-        };
+        let mut state = self.0.shared.state();
+        state.publish(self.0.number, &request, properties, body)?;
+        let confirmed = state.confirm(self.0.number, exchange, routing_key);
+        drop(state);
         self.0.shared.changed.notify_one();
-        confirmed.await.unwrap_or_else(|_| Err(Failure::closed()))
+        Ok(confirmed)
+    }
+
+    /// The next that arrives.
+    pub(in crate::amqp) async fn arrival(&self) -> Result<Arrival, Failure> {
+        std::future::poll_fn(|context| self.poll_arrival(context)).await
     }
 
     /// Waits until all that was said is on its way, or the server takes nothing (`connection.blocked`).

@@ -31,7 +31,7 @@ impl From<Malformed> for Failure {
 
 impl Failure {
     /// What became of a connection that is no longer there.
-    pub(super) fn closed() -> Self {
+    pub(in crate::amqp) fn closed() -> Self {
         Self::Lost("the connection to the server is closed".to_owned())
     }
 }
@@ -61,6 +61,7 @@ pub(in crate::amqp) mod code {
     pub(in crate::amqp) const SUCCESS: u16 = 200;
     pub(in crate::amqp) const CONNECTION_FORCED: u16 = 320;
     pub(in crate::amqp) const ACCESS_REFUSED: u16 = 403;
+    pub(in crate::amqp) const NOT_FOUND: u16 = 404;
     pub(in crate::amqp) const PRECONDITION_FAILED: u16 = 406;
     pub(in crate::amqp) const NOT_ALLOWED: u16 = 530;
     pub(in crate::amqp) const INTERNAL_ERROR: u16 = 541;

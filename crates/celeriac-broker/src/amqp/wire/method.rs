@@ -36,8 +36,12 @@ pub(super) const CANCEL_OK: Id = (60, 31);
 const PUBLISH: Id = (60, 40);
 const RETURN: Id = (60, 50);
 const DELIVER: Id = (60, 60);
+const GET: Id = (60, 70);
+pub(super) const GET_OK: Id = (60, 71);
+pub(super) const GET_EMPTY: Id = (60, 72);
 const ACK: Id = (60, 80);
 const REJECT: Id = (60, 90);
+const RECOVER: Id = (60, 110);
 const NACK: Id = (60, 120);
 const CONFIRM_SELECT: Id = (85, 10);
 
@@ -221,6 +225,20 @@ pub(in crate::amqp) fn cancel(tag: &str) -> Result<Request, Unsayable> {
     Ok(Request::new(CANCEL).text(tag)?.bits(&[false]))
 }
 
+/// Takes one message out of a queue. Answered with [`GOT`], and the message arrives; or with
+/// nothing, where the queue is empty.
+pub(in crate::amqp) fn get(queue: &str) -> Result<Request, Unsayable> {
+    Ok(Request::new(GET).short(0).text(queue)?.bits(&[false]))
+}
+
+/// What answers a [`get`] whose message arrives.
+pub(in crate::amqp) const GOT: &[u8] = &[1];
+
+/// Puts all that is out on this channel back into its queues.
+pub(in crate::amqp) fn recover() -> Request {
+    Request::new(RECOVER).bits(&[true])
+}
+
 /// The message follows in frames of its own.
 pub(super) fn publish(exchange: &str, key: &str, mandatory: bool) -> Result<Request, Unsayable> {
     let request = Request::new(PUBLISH).short(0).text(exchange)?.text(key)?;
@@ -251,6 +269,12 @@ pub(super) fn channel_open() -> Request {
     request
 }
 
+pub(super) fn channel_close() -> Request {
+    let request = Request::new(CHANNEL_CLOSE).short(super::failure::code::SUCCESS);
+    // No text, and no method that is to blame.
+    request.bits(&[]).short(0).short(0)
+}
+
 pub(super) fn close(code: u16, text: &str) -> Result<Request, Unsayable> {
     let request = Request::new(CONNECTION_CLOSE).short(code).text(text)?;
     Ok(request.short(0).short(0))
@@ -278,8 +302,10 @@ pub(super) enum Said<'b> {
     ChannelClose(Refusal),
     Flow(u8),
     Deliver(Deliver<'b>),
-    /// With the reason; the message follows.
-    Return(String),
+    /// The message follows.
+    Return(Returned),
+    /// The answer to [`get`]; the message follows.
+    Got(Deliver<'b>),
     Cancel {
         tag: String,
         nowait: bool,
@@ -291,6 +317,14 @@ pub(super) enum Said<'b> {
     },
     /// What answers a request, with its arguments.
     Answer(Id, &'b [u8]),
+}
+
+/// Why a message comes back, and where it was to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Returned {
+    pub(super) reason: String,
+    pub(super) exchange: String,
+    pub(super) routing_key: String,
 }
 
 /// The arguments of `basic.deliver`; the message follows.
@@ -321,9 +355,20 @@ impl<'b> Said<'b> {
                 multiple: octets.octet()? & 1 == 1,
                 is_ack: id == ACK,
             },
+            GET_OK => Self::Got(Deliver {
+                consumer: "".into(),
+                tag: octets.long_long()?,
+                redelivered: octets.octet()? & 1 == 1,
+                exchange: octets.short_text()?,
+                routing_key: octets.short_text()?,
+            }),
             RETURN => {
                 octets.short()?;
-                Self::Return(octets.short_text()?.into_owned())
+                Self::Return(Returned {
+                    reason: octets.short_text()?.into_owned(),
+                    exchange: octets.short_text()?.into_owned(),
+                    routing_key: octets.short_text()?.into_owned(),
+                })
             }
             CANCEL => Self::Cancel {
                 tag: octets.short_text()?.into_owned(),
@@ -377,6 +422,9 @@ mod tests {
                 false,
             ),
             (publish("", "q", true).unwrap(), b"\0\0\0\x01q\x01", false),
+            (get("q").unwrap(), b"\0\0\x01q\0", true),
+            (recover(), b"\x01", true),
+            (channel_close(), b"\0\xc8\0\0\0\0\0", true),
         ] {
             assert_eq!(request.arguments, arguments, "{request:?}");
             assert_eq!(request.is_answered, is_answered, "{request:?}");

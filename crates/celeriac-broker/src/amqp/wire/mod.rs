@@ -12,6 +12,8 @@ pub(super) mod connection;
 mod driver;
 pub(super) mod failure;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub(super) mod method;
 pub(super) mod octets;
 mod state;

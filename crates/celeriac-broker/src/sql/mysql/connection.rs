@@ -34,6 +34,9 @@ impl Connection {
             while !result.is_empty() {
                 rows.extend(result.collect::<T>().await?);
             }
+            // A later statement that failed looks like one without rows until then, and like an
+            // error of whatever is executed next.
+            result.drop_result().await?;
             Ok(rows)
         };
         answer(RESPONSE_TIMEOUT, all).await

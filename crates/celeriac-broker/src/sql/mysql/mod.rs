@@ -5,8 +5,11 @@
 
 mod address;
 mod connection;
+mod dead_letters;
+mod delays;
 mod error;
 mod lease;
+mod limits;
 mod schema;
 mod store;
 mod version;
@@ -15,6 +18,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use celeriac_core::broker::Error;
+use celeriac_core::limit::LimitSession;
 use celeriac_net::ServerUrl;
 
 use super::store::{Engine, Store};
@@ -54,5 +58,10 @@ impl Engine for Mysql {
             self.polling_interval,
         );
         Ok(Box::new(store))
+    }
+
+    async fn open_limits(&self) -> Result<Box<dyn LimitSession>, Error> {
+        let connection = self.address.connect().await?;
+        Ok(Box::new(limits::MysqlLimits::open(connection).await?))
     }
 }

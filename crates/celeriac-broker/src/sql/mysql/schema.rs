@@ -57,11 +57,18 @@ pub(super) async fn prepare(connection: &mut Connection, names: &Tables) -> Resu
 }
 
 async fn has_all_tables(connection: &mut Connection, names: &Tables) -> Result<bool, Error> {
-    let wanted = [&names.queue, &names.message, &names.lease, &names.worker];
+    let wanted = [
+        &names.queue,
+        &names.message,
+        &names.lease,
+        &names.worker,
+        &names.delayed,
+        &names.dead,
+    ];
     let count: Option<u64> = connection
         .first(
             "SELECT count(DISTINCT table_name) FROM information_schema.tables
-             WHERE table_schema = DATABASE() AND table_name IN (?, ?, ?, ?)",
+             WHERE table_schema = DATABASE() AND table_name IN (?, ?, ?, ?, ?, ?)",
             wanted.map(String::as_str).to_vec(),
         )
         .await?;
@@ -124,6 +131,8 @@ fn create(names: &Tables, has_sequences: bool) -> String {
         message,
         lease,
         worker,
+        delayed,
+        dead,
         waiting,
     } = names.quoted(quote);
     let (sequences, count) = if has_sequences {
@@ -170,6 +179,21 @@ fn create(names: &Tables, has_sequences: bool) -> String {
             name VARCHAR(64) NOT NULL PRIMARY KEY,
             since DATETIME(6) NOT NULL,
             seen DATETIME(6) NOT NULL
+        ) ENGINE=InnoDB DEFAULT CHARSET=ascii COLLATE=ascii_bin;
+        -- When each message of the delay store is to be seen: microseconds since 1970.
+        CREATE TABLE IF NOT EXISTS {delayed} (
+            message_id BIGINT NOT NULL PRIMARY KEY,
+            queue_id BIGINT,
+            due BIGINT NOT NULL,
+            KEY due (due),
+            KEY queue (queue_id, due)
+        ) ENGINE=InnoDB DEFAULT CHARSET=ascii COLLATE=ascii_bin;
+        -- Dead letters, with the moments of their deaths: microseconds since 1970.
+        CREATE TABLE IF NOT EXISTS {dead} (
+            id VARCHAR(255) NOT NULL PRIMARY KEY,
+            died_at BIGINT NOT NULL,
+            record LONGTEXT NOT NULL,
+            KEY died_at (died_at)
         ) ENGINE=InnoDB DEFAULT CHARSET=ascii COLLATE=ascii_bin;
         ",
         timestamp = made("timestamp"),

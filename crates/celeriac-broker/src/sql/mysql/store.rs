@@ -3,23 +3,24 @@
 //! Rows of leases are always locked before rows of messages, and claims wait for nobody. Should the
 //! server still see a deadlock, the transaction is made again.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use celeriac_core::broker::{Error, Fate, Settlement};
+use celeriac_core::broker::{Error, Settlement};
 use celeriac_protocol::envelope;
 
 use super::connection::Connection;
 use super::error::is_deadlock;
 use super::schema::{self, Found};
+use crate::sql::fates::{Change, Fates};
 use crate::sql::pace::Pace;
 use crate::sql::store::{self, Beat, Claims, Revoked, Store};
 use crate::sql::tables::Tables;
 
 /// How often a transaction is made again that the server has rolled back.
-const ATTEMPTS: u32 = 5;
+pub(super) const ATTEMPTS: u32 = 5;
 
 pub(super) struct MysqlStore {
     pub(super) connection: Connection,
@@ -32,7 +33,7 @@ pub(super) struct MysqlStore {
 }
 
 /// A claimed row: its id, its queue's, its payload.
-type Claimed = (i64, i64, Vec<u8>);
+pub(super) type Claimed = (i64, i64, Vec<u8>);
 
 impl MysqlStore {
     pub(super) fn new(
@@ -68,7 +69,12 @@ impl MysqlStore {
         let mut statements = "START TRANSACTION;".to_owned();
         let (worker, tables) = (self.worker.clone(), self.tables.clone());
         let Tables { message, lease, .. } = &tables;
-        let removed = ids(settlements, &[Fate::Ack, Fate::Reject]);
+        let Fates {
+            removed,
+            released,
+            last,
+            later,
+        } = Fates::new(settlements);
         if !removed.is_empty() {
             let _ = write!(
                 statements,
@@ -77,7 +83,6 @@ impl MysqlStore {
                 list(&removed)
             );
         }
-        let released = ids(settlements, &[Fate::Release]);
         if !released.is_empty() {
             let released = list(&released);
             let _ = write!(
@@ -88,12 +93,12 @@ impl MysqlStore {
                  DELETE FROM {lease} WHERE message_id IN ({released}) AND worker = '{worker}';"
             );
         }
-        let requeued = ids(settlements, &[Fate::Requeue]);
-        if !requeued.is_empty() {
+        if !(last.is_empty() && later.is_empty()) {
             self.connection
                 .execute(std::mem::take(&mut statements))
                 .await?;
-            self.requeue(&requeued).await?;
+            self.requeue(&last).await?;
+            self.keep(&later).await?;
         }
         let mut rows = Vec::new();
         for share in &claims.shares {
@@ -145,37 +150,52 @@ impl MysqlStore {
         Ok(rows)
     }
 
-    /// Puts messages behind those that wait, marked: new rows, as kombu makes.
-    async fn requeue(&mut self, ids: &[i64]) -> Result<(), Error> {
+    /// Those of some messages that this worker holds, locked.
+    pub(super) async fn lock_held(
+        &mut self,
+        ids: &[i64],
+    ) -> Result<HashMap<i64, (i64, Vec<u8>)>, Error> {
+        let (worker, Tables { message, lease, .. }) = (&self.worker, &self.tables);
+        let statement = format!(
+            "SELECT m.id, m.queue_id, m.payload
+             FROM {lease} AS l STRAIGHT_JOIN {message} AS m ON m.id = l.message_id
+             WHERE l.message_id IN ({}) AND l.worker = '{worker}' FOR UPDATE",
+            list(ids)
+        );
+        let rows: Vec<Claimed> = self.connection.run(statement).await?;
+        let rows = rows.into_iter();
+        Ok(rows
+            .map(|(id, queue, payload)| (id, (queue, payload)))
+            .collect())
+    }
+
+    /// Puts messages behind those that wait, in the order in which they were settled: new rows, as
+    /// kombu makes.
+    async fn requeue(&mut self, last: &[(i64, Change)]) -> Result<(), Error> {
+        if last.is_empty() {
+            return Ok(());
+        }
         let (worker, tables) = (self.worker.clone(), self.tables.clone());
         let Tables { message, lease, .. } = &tables;
-        let mut rows: Vec<Claimed> = self
-            .connection
-            .run(format!(
-                "SELECT m.id, m.queue_id, m.payload
-                 FROM {lease} AS l STRAIGHT_JOIN {message} AS m ON m.id = l.message_id
-                 WHERE l.message_id IN ({}) AND l.worker = '{worker}' FOR UPDATE",
-                list(ids)
-            ))
-            .await?;
-        // In the order in which they were settled.
-        rows.sort_by_key(|(id, ..)| ids.iter().position(|other| other == id));
-        for (_, queue, payload) in &rows {
-            // What is no text is no message either, and is not requeued by anybody.
-            let text = String::from_utf8_lossy(payload);
-            self.insert(*queue, &envelope::mark_redelivered(&text))
-                .await?;
+        let ids: Vec<i64> = last.iter().map(|(id, _)| *id).collect();
+        let mut rows = self.lock_held(&ids).await?;
+        for (id, change) in last {
+            if let Some((queue, payload)) = rows.remove(id) {
+                // What is no text is no message either, and is not requeued by anybody.
+                let text = String::from_utf8_lossy(&payload);
+                self.insert(queue, &change.apply(&text)).await?;
+            }
         }
         self.connection
             .execute(format!(
                 "DELETE l, m FROM {lease} AS l LEFT JOIN {message} AS m ON m.id = l.message_id
                  WHERE l.message_id IN ({}) AND l.worker = '{worker}'",
-                list(ids)
+                list(&ids)
             ))
             .await
     }
 
-    async fn insert(&mut self, queue: i64, payload: &str) -> Result<(), Error> {
+    pub(super) async fn insert(&mut self, queue: i64, payload: &str) -> Result<(), Error> {
         let message = &self.tables.message;
         let (column, id) = self.next_id("message_id_sequence");
         let statement = format!(
@@ -203,14 +223,6 @@ impl MysqlStore {
 
 /// kombu's count of updates, which does not run over.
 pub(super) const NEXT_VERSION: &str = "version = version % 32767 + 1";
-
-fn ids(settlements: &[Settlement], fates: &[Fate]) -> Vec<i64> {
-    settlements
-        .iter()
-        .filter(|settlement| fates.contains(&settlement.fate))
-        .map(|settlement| settlement.tag.0 as i64)
-        .collect()
-}
 
 /// Numbers as SQL lists them.
 pub(super) fn list(ids: &[i64]) -> String {

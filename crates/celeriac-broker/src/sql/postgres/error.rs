@@ -44,7 +44,8 @@ fn judge(state: &SqlState) -> (ErrorKind, Option<&'static str>) {
             ErrorKind::Denied,
             Some(
                 "the role of broker_url must be able to read and write the tables kombu_queue, \
-                 kombu_message, celeriac_lease and celeriac_worker, or to create them",
+                 kombu_message, celeriac_lease, celeriac_worker, celeriac_delayed and \
+                 celeriac_dead, or to create them",
             ),
         ),
         // Invalid authorization.

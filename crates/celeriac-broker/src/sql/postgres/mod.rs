@@ -6,7 +6,10 @@
 
 mod address;
 mod connection;
+mod dead_letters;
+mod delays;
 mod error;
+mod limits;
 mod schema;
 mod statements;
 mod store;
@@ -18,6 +21,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use celeriac_core::broker::Error;
+use celeriac_core::limit::LimitSession;
 use celeriac_net::ServerUrl;
 
 use super::store::{Engine, Store};
@@ -58,5 +62,10 @@ impl Engine for Postgres {
         )
         .await?;
         Ok(Box::new(store))
+    }
+
+    async fn open_limits(&self) -> Result<Box<dyn LimitSession>, Error> {
+        let connection = self.address.connect().await?;
+        Ok(Box::new(limits::PostgresLimits::open(connection).await?))
     }
 }

@@ -59,17 +59,20 @@ pub(super) async fn prepare(connection: &Connection, names: &Tables) -> Result<N
 }
 
 async fn look(connection: &Connection, tables: &Tables, names: &Tables) -> Result<Found, Error> {
-    let regclasses: [&(dyn ToSql + Sync); 5] = [
+    let regclasses: [&(dyn ToSql + Sync); 7] = [
         &tables.queue,
         &tables.message,
         &tables.lease,
         &tables.worker,
         &tables.waiting,
+        &tables.delayed,
+        &tables.dead,
     ];
     let asked = connection.query_one(
         "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool,
                 to_regclass($1) IS NOT NULL AND to_regclass($2) IS NOT NULL
                 AND to_regclass($3) IS NOT NULL AND to_regclass($4) IS NOT NULL
+                AND to_regclass($6) IS NOT NULL AND to_regclass($7) IS NOT NULL
                 AND to_regclass('queue_id_sequence') IS NOT NULL
                 AND to_regclass('message_id_sequence') IS NOT NULL,
                 to_regclass($5) IS NOT NULL,
@@ -143,6 +146,8 @@ fn create(names: &Tables) -> String {
         message,
         lease,
         worker,
+        delayed,
+        dead,
         ..
     } = names.quoted(quote);
     format!(
@@ -180,10 +185,28 @@ fn create(names: &Tables) -> String {
             since TIMESTAMP WITH TIME ZONE NOT NULL,
             seen TIMESTAMP WITH TIME ZONE NOT NULL
         );
+        -- When each message of the delay store is to be seen: microseconds since 1970.
+        CREATE TABLE IF NOT EXISTS {delayed} (
+            message_id BIGINT NOT NULL PRIMARY KEY,
+            queue_id BIGINT,
+            due BIGINT NOT NULL
+        );
+        CREATE INDEX IF NOT EXISTS {delayed_due} ON {delayed} (due);
+        CREATE INDEX IF NOT EXISTS {delayed_queue} ON {delayed} (queue_id, due);
+        -- Dead letters, with the moments of their deaths: microseconds since 1970.
+        CREATE TABLE IF NOT EXISTS {dead} (
+            id VARCHAR(255) NOT NULL PRIMARY KEY,
+            died_at BIGINT NOT NULL,
+            record TEXT NOT NULL
+        );
+        CREATE INDEX IF NOT EXISTS {dead_died_at} ON {dead} (died_at);
         "#,
         visible = made("visible"),
         timestamp = made("timestamp"),
         lease_worker = quote(&format!("{}_worker", names.lease)),
+        delayed_due = quote(&format!("{}_due", names.delayed)),
+        delayed_queue = quote(&format!("{}_queue", names.delayed)),
+        dead_died_at = quote(&format!("{}_died_at", names.dead)),
     )
 }
 

@@ -19,6 +19,9 @@ pub(super) struct Statements {
     pub(super) release: Statement,
     pub(super) read: Statement,
     pub(super) requeue: Statement,
+    pub(super) keep: Statement,
+    pub(super) wait_for_first: Statement,
+    pub(super) come: Statement,
     pub(super) beat: Statement,
     pub(super) count: Statement,
     pub(super) dead: Statement,
@@ -48,6 +51,9 @@ impl Statements {
             release: prepare(text.release()).await?,
             read: prepare(text.read()).await?,
             requeue: prepare(text.requeue()).await?,
+            keep: prepare(text.keep()).await?,
+            wait_for_first: prepare(text.wait_for_first()).await?,
+            come: prepare(text.come()).await?,
             beat: prepare(text.beat()).await?,
             count: prepare(text.count()).await?,
             dead: prepare(text.dead()).await?,
@@ -69,6 +75,9 @@ struct Texts<'t> {
     tables: &'t Tables,
     channel: &'t str,
 }
+
+/// The server's clock, in microseconds since 1970.
+const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000000)::int8";
 
 /// kombu's count of updates, which does not run over.
 const NEXT_VERSION: &str = "version = version % 32767 + 1";
@@ -197,6 +206,66 @@ impl Texts<'_> {
         ))
     }
 
+    /// $1 ids, $2 worker, $3 payloads, NULL for those that stay as they are, $4 moments
+    fn keep(self) -> String {
+        let Tables {
+            message,
+            lease,
+            delayed,
+            ..
+        } = self.tables;
+        format!(
+            "WITH freed AS (
+                 DELETE FROM {lease} AS l
+                 USING unnest($1::int8[], $3::text[], $4::int8[]) AS mark (id, payload, due)
+                 WHERE l.message_id = mark.id AND l.worker = $2
+                 RETURNING mark.id, mark.payload, mark.due
+             ), kept AS (
+                 UPDATE {message} AS m
+                 SET {NEXT_VERSION}, payload = coalesce(freed.payload, m.payload)
+                 FROM freed WHERE m.id = freed.id
+                 RETURNING m.id, m.queue_id, freed.due
+             )
+             INSERT INTO {delayed} (message_id, queue_id, due) SELECT id, queue_id, due FROM kept
+             ON CONFLICT (message_id) DO UPDATE
+             SET queue_id = excluded.queue_id, due = excluded.due"
+        )
+    }
+
+    fn wait_for_first(self) -> String {
+        format!("SELECT min(due) - {NOW} FROM {}", self.tables.delayed)
+    }
+
+    /// $1 by when messages are due, NULL for now, $2 limit. Answers with how many rows the delay
+    /// store lost, and how many messages are seen now. A purge of kombu's deletes messages with what
+    /// it does not see; whose id another has now, that one is let alone.
+    fn come(self) -> String {
+        let Tables {
+            message,
+            lease,
+            delayed,
+            ..
+        } = self.tables;
+        format!(
+            "WITH due AS MATERIALIZED (
+                 SELECT message_id FROM {delayed} WHERE due <= coalesce($1::int8, (SELECT {NOW}))
+                 ORDER BY due LIMIT $2 FOR UPDATE SKIP LOCKED
+             ), freed AS (
+                 DELETE FROM {delayed} AS d USING due WHERE d.message_id = due.message_id
+                 RETURNING d.message_id
+             ), put AS (
+                 UPDATE {message} AS m SET visible = true, timestamp = NULL, {NEXT_VERSION}
+                 FROM freed WHERE m.id = freed.message_id AND NOT m.visible
+                     AND NOT EXISTS (SELECT FROM {lease} AS l WHERE l.message_id = m.id)
+                 RETURNING m.queue_id
+             )
+             SELECT (SELECT count(*) FROM freed), (SELECT count(*) FROM put),
+                    (SELECT count(pg_notify('{}', queue_id::text))
+                     FROM (SELECT DISTINCT queue_id FROM put) AS queues)",
+            self.channel
+        )
+    }
+
     /// $1 worker. Signs with a gap between them, or from a clock that was set, begin anew.
     fn beat(self) -> String {
         format!(
@@ -309,16 +378,19 @@ impl Texts<'_> {
         )
     }
 
-    /// `changes` in which `put` are the rows that wait now, and a notice of their queues. Answers
-    /// with how many there are.
     fn telling(self, changes: &str) -> String {
-        format!(
-            "WITH {changes}
-             SELECT count, pg_notify('{}', queue_id::text)
-             FROM (SELECT queue_id, count(*) AS count FROM put GROUP BY queue_id) AS queues",
-            self.channel
-        )
+        telling(changes, self.channel)
     }
+}
+
+/// `changes` in which `put` are the rows that wait now, and a notice of their queues. Answers with
+/// how many there are.
+pub(super) fn telling(changes: &str, channel: &str) -> String {
+    format!(
+        "WITH {changes}
+         SELECT count, pg_notify('{channel}', queue_id::text)
+         FROM (SELECT queue_id, count(*) AS count FROM put GROUP BY queue_id) AS queues"
+    )
 }
 
 fn interval(seconds: u64) -> String {

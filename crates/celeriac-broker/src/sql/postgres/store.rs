@@ -1,11 +1,11 @@
 //! One connection: claiming, settling, waiting.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use celeriac_core::broker::{Error, Fate, Settlement};
+use celeriac_core::broker::{Error, Settlement};
 use celeriac_protocol::envelope;
 use tokio::time::timeout;
 use tokio_postgres::Row;
@@ -15,6 +15,7 @@ use super::error::broker_error;
 use super::schema::{self, Notices};
 use super::statements::Statements;
 use super::types::Text;
+use crate::sql::fates::{Change, Fates};
 use crate::sql::pace::Pace;
 use crate::sql::store::{self, Beat, Claims, Revoked, Store};
 use crate::sql::tables::Tables;
@@ -26,10 +27,14 @@ const RESTORED_AT_ONCE: i64 = 500;
 const WHEN_TOLD: Duration = Duration::from_secs(5);
 
 pub(super) struct PostgresStore {
-    connection: Connection,
-    statements: Statements,
+    pub(super) connection: Connection,
+    pub(super) statements: Statements,
+    /// The names of the tables, quoted.
+    pub(super) tables: Tables,
+    /// The channel on which new messages are told of.
+    pub(super) channel: String,
     /// This worker in the tables of workers and leases.
-    worker: String,
+    pub(super) worker: String,
     pace: Pace,
 }
 
@@ -46,6 +51,8 @@ impl PostgresStore {
         Ok(Self {
             connection,
             statements,
+            tables,
+            channel: notices.channel,
             worker: worker.to_owned(),
             pace: if notices.complete {
                 let pause = polling_interval.unwrap_or(WHEN_TOLD);
@@ -56,28 +63,33 @@ impl PostgresStore {
         })
     }
 
-    /// Puts messages behind those that wait, marked.
-    async fn requeue(&self, ids: &[i64]) -> Result<(), Error> {
+    /// The payloads of messages that this worker holds.
+    pub(super) async fn payloads(&self, ids: &[i64]) -> Result<HashMap<i64, Bytes>, Error> {
         let (connection, sql) = (&self.connection, &self.statements);
         let rows = connection
             .answer(connection.query(&sql.read, &[&ids, &self.worker]))
             .await?;
-        let mut payloads = Vec::new();
-        for row in &rows {
-            payloads.push((get(row, 0)?, get::<Text>(row, 1)?.0));
-        }
-        // In the order in which they were settled.
-        payloads.sort_by_key(|(id, _): &(i64, Bytes)| ids.iter().position(|other| other == id));
-        let found: Vec<i64> = payloads.iter().map(|(id, _)| *id).collect();
-        let marked: Vec<String> = payloads
-            .iter()
-            .map(|(_, payload)| {
+        rows.iter()
+            .map(|row| Ok((get(row, 0)?, get::<Text>(row, 1)?.0)))
+            .collect()
+    }
+
+    /// Puts messages behind those that wait, in the order in which they were settled.
+    async fn requeue(&self, last: &[(i64, Change)]) -> Result<(), Error> {
+        let ids: Vec<i64> = last.iter().map(|(id, _)| *id).collect();
+        let payloads = self.payloads(&ids).await?;
+        let (mut found, mut changed) = (Vec::new(), Vec::new());
+        for (id, change) in last {
+            if let Some(payload) = payloads.get(id) {
                 // What is no text is no message either, and is not requeued by anybody.
-                envelope::mark_redelivered(&String::from_utf8_lossy(payload)).into_owned()
-            })
-            .collect();
+                let text = String::from_utf8_lossy(payload);
+                found.push(*id);
+                changed.push(change.apply(&text).into_owned());
+            }
+        }
+        let (connection, sql) = (&self.connection, &self.statements);
         connection
-            .answer(connection.query(&sql.requeue, &[&found, &self.worker, &marked]))
+            .answer(connection.query(&sql.requeue, &[&found, &self.worker, &changed]))
             .await?;
         Ok(())
     }
@@ -156,25 +168,24 @@ impl Store for PostgresStore {
         settlements: &[Settlement],
         claims: &Claims,
     ) -> Result<Vec<store::Row>, Error> {
-        let ids = |fates: &[Fate]| -> Vec<i64> {
-            settlements
-                .iter()
-                .filter(|settlement| fates.contains(&settlement.fate))
-                .map(|settlement| settlement.tag.0 as i64)
-                .collect()
-        };
+        let Fates {
+            removed,
+            released,
+            last,
+            later,
+        } = Fates::new(settlements);
         let (connection, sql) = (&self.connection, &self.statements);
-        let released = ids(&[Fate::Release]);
         if !released.is_empty() {
             connection
                 .answer(connection.query(&sql.release, &[&released, &self.worker]))
                 .await?;
         }
-        let requeued = ids(&[Fate::Requeue]);
-        if !requeued.is_empty() {
-            self.requeue(&requeued).await?;
+        if !last.is_empty() {
+            self.requeue(&last).await?;
         }
-        let removed = ids(&[Fate::Ack, Fate::Reject]);
+        if !later.is_empty() {
+            self.keep(&later).await?;
+        }
         if claims.limit == 0 {
             if !removed.is_empty() {
                 connection
@@ -300,12 +311,15 @@ impl Store for PostgresStore {
     }
 }
 
-fn get<'r, T: tokio_postgres::types::FromSql<'r>>(row: &'r Row, column: usize) -> Result<T, Error> {
+pub(super) fn get<'r, T: tokio_postgres::types::FromSql<'r>>(
+    row: &'r Row,
+    column: usize,
+) -> Result<T, Error> {
     row.try_get(column).map_err(|error| broker_error(&error))
 }
 
 /// How many messages wait now, as the statements that tell of them answer.
-fn count(told: &[Row]) -> Result<u64, Error> {
+pub(super) fn count(told: &[Row]) -> Result<u64, Error> {
     let mut sum = 0;
     for row in told {
         sum += get::<i64>(row, 0)? as u64;

@@ -1,7 +1,10 @@
 //! SQLite: queues with no server.
 
 mod database;
+mod dead_letters;
+mod delays;
 mod lease;
+mod limits;
 mod schema;
 mod store;
 mod watch;
@@ -10,6 +13,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 use celeriac_core::broker::{Error, ErrorKind};
+use celeriac_core::limit::LimitSession;
 use celeriac_net::ServerUrl;
 
 use super::store::{Engine, Store};
@@ -54,5 +58,11 @@ impl Engine for Sqlite {
             self.tables.clone(),
             worker,
         )))
+    }
+
+    async fn open_limits(&self) -> Result<Box<dyn LimitSession>, Error> {
+        Ok(Box::new(
+            limits::SqliteLimits::open(self.path.clone()).await?,
+        ))
     }
 }

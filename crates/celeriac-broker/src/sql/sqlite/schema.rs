@@ -1,4 +1,4 @@
-//! kombu's tables as SQLAlchemy makes them in SQLite, and the two of celeriac beside them.
+//! kombu's tables as SQLAlchemy makes them in SQLite, and those of celeriac beside them.
 //!
 //! Celery's counterpart: `kombu.transport.sqlalchemy.models`, whose tables these are to the letter:
 //! whoever comes first makes them, and the other finds its own.
@@ -13,6 +13,8 @@ pub(super) fn create(names: &Tables) -> String {
         message,
         lease,
         worker,
+        delayed,
+        dead,
         waiting,
     } = names.quoted(quote);
     format!(
@@ -49,10 +51,28 @@ pub(super) fn create(names: &Tables) -> String {
             boot TEXT NOT NULL,
             seen REAL NOT NULL
         );
+        -- When each message of the delay store is to be seen: microseconds since 1970.
+        CREATE TABLE IF NOT EXISTS {delayed} (
+            message_id INTEGER NOT NULL PRIMARY KEY,
+            queue_id INTEGER,
+            due INTEGER NOT NULL
+        );
+        CREATE INDEX IF NOT EXISTS {delayed_due} ON {delayed} (due);
+        CREATE INDEX IF NOT EXISTS {delayed_queue} ON {delayed} (queue_id, due);
+        -- Dead letters, with the moments of their deaths: microseconds since 1970.
+        CREATE TABLE IF NOT EXISTS {dead} (
+            id TEXT NOT NULL PRIMARY KEY,
+            died_at INTEGER NOT NULL,
+            record TEXT NOT NULL
+        );
+        CREATE INDEX IF NOT EXISTS {dead_died_at} ON {dead} (died_at);
         "#,
         visible = index("visible"),
         timestamp = index("timestamp"),
         lease_worker = quote(&format!("{}_worker", names.lease)),
+        delayed_due = quote(&format!("{}_due", names.delayed)),
+        delayed_queue = quote(&format!("{}_queue", names.delayed)),
+        dead_died_at = quote(&format!("{}_died_at", names.dead)),
     )
 }
 

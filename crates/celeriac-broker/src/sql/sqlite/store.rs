@@ -6,14 +6,17 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use celeriac_core::broker::{Error, Fate, Settlement};
-use celeriac_protocol::envelope;
+use celeriac_core::broker::{Error, Settlement};
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    Connection, OptionalExtension as _, Row, ToSql, Transaction, TransactionBehavior, params,
+};
 
 use super::database::Database;
+use super::delays;
 use super::lease;
 use super::watch::Watch;
+use crate::sql::fates::Deed;
 use crate::sql::store::{self, Beat, Claims, Revoked, Share, Store};
 use crate::sql::tables::Tables;
 
@@ -50,7 +53,7 @@ impl SqliteStore {
     }
 
     /// Runs `work` on the database's thread.
-    async fn run<T: Send + 'static>(
+    pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection, &Worker) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
@@ -58,6 +61,20 @@ impl SqliteStore {
         self.database
             .run(move |connection| work(connection, &worker))
             .await
+    }
+
+    /// As [`SqliteStore::run`]; what is written is safe when this returns: the disk has it.
+    pub(super) async fn run_safely<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection, &Worker) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.run(move |connection, worker| {
+            connection.pragma_update(None, "synchronous", "full")?;
+            let done = work(connection, worker);
+            connection.pragma_update(None, "synchronous", "normal")?;
+            done
+        })
+        .await
     }
 
     async fn data_version(&self) -> Result<i64, Error> {
@@ -161,13 +178,9 @@ impl Store for SqliteStore {
 
     async fn publish(&mut self, queue: &str, payload: &str) -> Result<(), Error> {
         let (name, payload) = (queue.to_owned(), payload.to_owned());
-        self.run(move |connection, worker| {
-            // It is safe when this returns: the disk has it.
-            connection.pragma_update(None, "synchronous", "full")?;
-            let published = queue_id(connection, &worker.tables, &name)
-                .and_then(|id| insert(connection, &worker.tables, id, &payload));
-            connection.pragma_update(None, "synchronous", "normal")?;
-            published
+        self.run_safely(move |connection, worker| {
+            let id = queue_id(connection, &worker.tables, &name)?;
+            insert(connection, &worker.tables, id, &payload)
         })
         .await
     }
@@ -203,7 +216,11 @@ impl Store for SqliteStore {
 }
 
 /// The queue's id; makes the queue if it is missing.
-fn queue_id(connection: &Connection, tables: &Tables, name: &str) -> rusqlite::Result<i64> {
+pub(super) fn queue_id(
+    connection: &Connection,
+    tables: &Tables,
+    name: &str,
+) -> rusqlite::Result<i64> {
     let queue = &tables.queue;
     let select = format!("SELECT id FROM {queue} WHERE name = ?1");
     let find = |connection: &Connection| {
@@ -222,11 +239,12 @@ fn queue_id(connection: &Connection, tables: &Tables, name: &str) -> rusqlite::R
     find(connection)?.ok_or(rusqlite::Error::QueryReturnedNoRows)
 }
 
-fn insert(
+/// Puts a payload behind those that wait in a queue.
+pub(super) fn insert(
     connection: &Connection,
     tables: &Tables,
     queue: i64,
-    payload: &str,
+    payload: &dyn ToSql,
 ) -> rusqlite::Result<()> {
     connection
         .prepare_cached(&format!(
@@ -325,11 +343,11 @@ fn settle(
         return Ok(());
     }
     let delete = format!("DELETE FROM {message} WHERE id = ?1");
-    match settlement.fate {
-        Fate::Ack | Fate::Reject => {
+    match Deed::of(settlement.fate) {
+        Deed::Remove => {
             transaction.prepare_cached(&delete)?.execute([id])?;
         }
-        Fate::Release => {
+        Deed::Release => {
             transaction
                 .prepare_cached(&format!(
                     "UPDATE {message} SET visible = 1, timestamp = NULL, version = version + 1
@@ -337,7 +355,7 @@ fn settle(
                 ))?
                 .execute([id])?;
         }
-        Fate::Requeue => {
+        Deed::PutLast(change) => {
             // A new row, as kombu makes: it stands behind those that wait.
             let row: Option<(Bytes, i64)> = transaction
                 .prepare_cached(&format!(
@@ -348,11 +366,11 @@ fn settle(
             if let Some((payload, queue)) = row {
                 // What is no text is no message either, and is not requeued by anybody.
                 let text = String::from_utf8_lossy(&payload);
-                let marked = envelope::mark_redelivered(&text);
-                insert(transaction, &worker.tables, queue, &marked)?;
+                insert(transaction, &worker.tables, queue, &change.apply(&text))?;
                 transaction.prepare_cached(&delete)?.execute([id])?;
             }
         }
+        Deed::Keep(later) => delays::keep(transaction, worker, id, later)?,
     }
     Ok(())
 }

@@ -6,6 +6,9 @@ use std::time::Duration;
 use bytestring::ByteString;
 use celeriac_core::pool::{LossCause, RequestKey};
 
+use super::{Action, SoftLimit};
+use crate::memory::pace::Seen;
+
 /// A child that was ordered, exists, or is ending.
 #[derive(Debug)]
 pub(super) struct Child {
@@ -27,6 +30,12 @@ pub(super) struct Child {
     pub(super) leave_by: Option<Duration>,
     /// Its channel had no room for a message.
     pub(super) is_full: bool,
+    /// The most memory that was seen in it, in KiB.
+    pub(super) peak: Option<u64>,
+    /// What it held when that was last seen.
+    pub(super) seen: Option<Seen>,
+    /// How long to wait before what it holds is looked at again.
+    pub(super) look_after: Duration,
     /// What it ended of, if the pool ended it.
     pub(super) ending: Option<Ending>,
 }
@@ -49,6 +58,8 @@ pub(super) struct Started {
     pub(super) hard_at: Option<Duration>,
     /// When what waits behind it is taken back.
     pub(super) take_back_at: Duration,
+    /// The soft limit of memory has been raised in it.
+    pub(super) is_warned: bool,
 }
 
 /// Why the pool ends a child.
@@ -60,6 +71,17 @@ pub(super) struct Ending {
 }
 
 impl Child {
+    /// Raises the exception of a soft limit in a job, if the job runs here.
+    pub(super) fn soft_limit(
+        &self,
+        number: u32,
+        key: RequestKey,
+        limit: SoftLimit,
+    ) -> Option<Action> {
+        let job = self.jobs.front().filter(|job| job.started.is_some())?;
+        (job.key == key).then_some(Action::SoftLimit { number, key, limit })
+    }
+
     pub(super) fn is_leaving(&self) -> bool {
         self.leave_by.is_some() || self.ending.is_some()
     }

@@ -1,17 +1,14 @@
-//! What comes due by itself: limits of time and memory, and the end of every patience.
+//! What comes due by itself: limits of time, and the end of every patience.
 
 use std::time::Duration;
 
 use celeriac_core::pool::{LossCause, PoolEvent};
 
 use super::child::Ending;
-use super::{Action, Kill, Machine, Phase, TAKE_BACK_AFTER, TERM_GRACE};
-use crate::sys::process::Resident;
+use super::{Action, Kill, Machine, Phase, SoftLimit, TAKE_BACK_AFTER, TERM_GRACE};
 
 /// A job that no child could take for so long goes back to the worker.
 pub(super) const RETURN_AFTER: Duration = Duration::from_millis(500);
-/// How much more than its limit of memory a child may hold while its job runs.
-const MEMORY_CEILING: u64 = 2;
 
 impl Machine {
     /// Does what has come due.
@@ -111,7 +108,8 @@ impl Machine {
         } else if is_soft {
             started.soft_at = None;
             self.tell(PoolEvent::SoftTimeLimit { key });
-            self.actions.push(Action::SoftLimit { number, key });
+            let limit = SoftLimit::Time;
+            self.actions.push(Action::SoftLimit { number, key, limit });
         }
         if takes_back && !is_hard {
             self.take_back_from(number);
@@ -145,52 +143,5 @@ impl Machine {
             .flatten()
             .filter(|at| *at != Duration::MAX)
             .min()
-    }
-
-    /// What a child holds in memory.
-    pub fn memory(&mut self, number: u32, resident: Resident, now: Duration) {
-        let Some(limit) = self.limits.max_memory_per_child else {
-            return;
-        };
-        let Some(child) = self.children.get_mut(&number) else {
-            return;
-        };
-        let Some(pid) = child.pid.filter(|_| child.ending.is_none()) else {
-            return;
-        };
-        let running = child.jobs.front().map(|job| job.key);
-        let ceiling = limit.saturating_mul(MEMORY_CEILING);
-        if resident.current > ceiling && running.is_some() {
-            let cause = LossCause::Memory {
-                resident: resident.current,
-                limit: ceiling,
-            };
-            child.ending = Some(Ending {
-                cause,
-                kill_at: None,
-            });
-            self.actions.push(Action::Kill {
-                number,
-                kill: Kill::Kill,
-            });
-            let resident = resident.current;
-            self.tell(PoolEvent::TooMuchMemory {
-                pid,
-                resident,
-                limit: ceiling,
-                killed: running,
-            });
-        } else if resident.peak > limit && !child.retires {
-            child.retires = true;
-            let resident = resident.peak;
-            self.tell(PoolEvent::TooMuchMemory {
-                pid,
-                resident,
-                limit,
-                killed: None,
-            });
-            self.take_back_from(number);
-            self.retire_if_done(number, now);
-        }
     }
 }

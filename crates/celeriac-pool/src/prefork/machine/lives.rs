@@ -3,12 +3,13 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
+use celeriac_core::Evidence;
 use celeriac_core::backoff::Doubling;
 use celeriac_core::pool::{ExitStatus, LossCause, Outcome, PoolEvent, RequestKey};
 
 use super::child::{Child, Started};
+use super::memory::LOOK_INTERVAL;
 use super::{Action, LEAVE_GRACE, Machine, Phase, TAKE_BACK_AFTER, TERM_GRACE, child_name};
-use crate::sys::process::Resident;
 
 /// Waits between attempts to start children that die before they are up.
 const RESTARTS: Doubling = Doubling {
@@ -77,19 +78,22 @@ impl Machine {
         self.failures = 0;
         self.was_ever_up = true;
         if self.phase == Phase::Running {
-            self.assign(now);
+            // It may have been told to leave while it was starting.
+            self.retire_if_done(number, now);
+            self.tick(now);
         } else {
             self.leave(number, now);
         }
     }
 
-    /// A child's job has ended. `resident` is what the child holds, where that is limited.
+    /// A child's job has ended. `peak` is the most that the child held so far, in KiB, where that
+    /// is limited.
     pub fn done(
         &mut self,
         number: u32,
         key: RequestKey,
         outcome: Outcome,
-        resident: Option<Resident>,
+        peak: Option<u64>,
         now: Duration,
     ) {
         let Some(child) = self.children.get_mut(&number) else {
@@ -122,8 +126,8 @@ impl Machine {
         }
         self.tell(PoolEvent::Finished { key, outcome });
         self.begin_next(number, now);
-        if let Some(resident) = resident {
-            self.memory(number, resident, now);
+        if let Some(peak) = peak {
+            self.outgrown(number, peak, now);
         }
         self.retire_if_done(number, now);
         self.tick(now);
@@ -146,18 +150,19 @@ impl Machine {
             soft_at: due(job.limits.soft),
             hard_at: due(job.limits.hard),
             take_back_at: now + TAKE_BACK_AFTER,
+            is_warned: false,
         });
         let key = job.key;
         self.tell(PoolEvent::Started { key, pid });
     }
 
-    /// A child has ended.
+    /// A child has ended, and left this `evidence`, to which is added what the machine knows.
     ///
     /// `unread` are jobs that were found in its channel.
     pub fn exited(
         &mut self,
         number: u32,
-        status: ExitStatus,
+        evidence: &Evidence,
         unread: &[RequestKey],
         now: Duration,
     ) {
@@ -166,6 +171,7 @@ impl Machine {
         };
         self.actions.push(Action::Forget { number });
         let pid = child.pid.unwrap_or_default();
+        let status = evidence.status;
         let was_told = child.is_leaving() || self.phase == Phase::Terminating;
         if !was_told {
             let name = child_name(number);
@@ -178,7 +184,7 @@ impl Machine {
             // What it had not begun, nobody has begun.
             let event = match job.started {
                 None => PoolEvent::Returned { key: job.key },
-                Some(_) => {
+                Some(started) => {
                     let cause = match child.ending {
                         Some(ending) => ending.cause,
                         None if unread.contains(&job.key) => LossCause::Unread,
@@ -188,6 +194,11 @@ impl Machine {
                         key: job.key,
                         pid,
                         cause,
+                        evidence: Evidence {
+                            peak: evidence.peak.max(child.peak),
+                            run_time: Some(now.saturating_sub(started.at)),
+                            ..evidence.clone()
+                        },
                     }
                 }
             };
@@ -216,9 +227,14 @@ impl Machine {
             .values()
             .filter(|child| !child.is_leaving() && !child.is_replaced);
         let taken: BTreeSet<usize> = staying.map(|child| child.index).collect();
+        let size = if self.is_held_back {
+            self.size.min(1)
+        } else {
+            self.size
+        };
         let free = (0..).filter(|index| !taken.contains(index));
         for index in free
-            .take(self.size.saturating_sub(taken.len()))
+            .take(size.saturating_sub(taken.len()))
             .collect::<Vec<_>>()
         {
             let number = self.next_number;
@@ -237,6 +253,9 @@ impl Machine {
                     is_replaced: false,
                     leave_by: None,
                     is_full: false,
+                    peak: None,
+                    seen: None,
+                    look_after: LOOK_INTERVAL,
                     ending: None,
                 },
             );

@@ -13,15 +13,17 @@ mod assign;
 mod child;
 mod due;
 mod lives;
+mod memory;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use celeriac_core::pool::{Job, LossCause, PoolEvent, RequestKey};
+use celeriac_core::pool::{Condition, Job, LossCause, PoolEvent, RequestKey};
 
 use self::child::{Child, Ending};
+pub use self::memory::MemoryLimits;
 use super::estimate::Estimates;
 use super::frame::AfterJob;
 
@@ -41,8 +43,21 @@ pub enum Kill {
     TerminateGroup,
     /// SIGKILL to the child; its group follows when it is collected.
     Kill,
+    /// SIGKILL to the child and its group.
+    KillGroup,
     /// The given signal to the child alone.
     Signal(i32),
+}
+
+/// A limit at which an exception is raised in a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SoftLimit {
+    /// Of time: `SoftTimeLimitExceeded`.
+    Time,
+    /// Of memory: `SoftMemoryLimitExceeded`.
+    Memory,
+    /// Of a shutdown: `Interrupted`, after which the job runs again.
+    Shutdown,
 }
 
 /// What is to be done.
@@ -69,12 +84,14 @@ pub enum Action {
         /// The child.
         number: u32,
     },
-    /// Raise the soft time limit in a job.
+    /// Raise a soft limit in a job.
     SoftLimit {
         /// The child.
         number: u32,
         /// The job.
         key: RequestKey,
+        /// Which limit.
+        limit: SoftLimit,
     },
     /// Send a signal to a child.
     Kill {
@@ -102,8 +119,8 @@ pub enum Action {
 pub struct Limits {
     /// Tasks after which a child is replaced.
     pub max_tasks_per_child: Option<u64>,
-    /// KiB of memory after which a child is replaced.
-    pub max_memory_per_child: Option<u64>,
+    /// What a child may hold in memory.
+    pub memory: MemoryLimits,
     /// How long a child may take to start.
     pub start_timeout: Duration,
 }
@@ -124,6 +141,8 @@ pub struct Machine {
     was_ever_up: bool,
     /// No child is started before this moment.
     not_before: Duration,
+    /// Memory is short: no children are started.
+    is_held_back: bool,
     actions: Vec<Action>,
 }
 
@@ -159,6 +178,7 @@ impl Machine {
             failures: 0,
             was_ever_up: false,
             not_before: Duration::ZERO,
+            is_held_back: false,
             actions: Vec::new(),
         }
     }
@@ -195,15 +215,6 @@ impl Machine {
             .collect()
     }
 
-    /// Numbers and process ids of the children that run a job and have a limit of memory.
-    pub fn watched(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        let is_limited = self.limits.max_memory_per_child.is_some();
-        self.children
-            .iter()
-            .filter(move |(_, child)| is_limited && !child.jobs.is_empty())
-            .filter_map(|(number, child)| Some((*number, child.pid?)))
-    }
-
     /// Ends a job: by a signal if it runs, otherwise by giving it back.
     pub fn terminate(&mut self, key: RequestKey, signal: i32, now: Duration) {
         if let Some(at) = self
@@ -222,9 +233,8 @@ impl Machine {
         match found {
             // Celery's users end a task gently by it: it is the soft time limit's signal.
             Some((number, child, 0)) if signal == SIGUSR1 => {
-                let begun = child.jobs.front().filter(|job| job.started.is_some());
-                let soft = begun.map(|_| Action::SoftLimit { number, key });
-                self.actions.extend(soft);
+                self.actions
+                    .extend(child.soft_limit(number, key, SoftLimit::Time));
             }
             Some((number, child, 0)) => {
                 let cause = LossCause::Terminated;
@@ -241,6 +251,31 @@ impl Machine {
             }
             Some((number, _, _)) => self.take_back_from(number),
             None => {}
+        }
+    }
+
+    /// Raises the soft time limit in a job that runs.
+    pub fn interrupt(&mut self, key: RequestKey, requeues: bool) {
+        let limit = if requeues {
+            SoftLimit::Shutdown
+        } else {
+            SoftLimit::Time
+        };
+        let soft = self
+            .children
+            .iter()
+            .find_map(|(number, child)| child.soft_limit(*number, key, limit));
+        self.actions.extend(soft);
+    }
+
+    /// How the children are.
+    pub fn condition(&self) -> Condition {
+        let is_up = |child: &&Child| child.is_up && child.pid.is_some();
+        Condition {
+            wanted: self.size,
+            up: self.children.values().filter(is_up).count(),
+            can_fork: self.has_zygote,
+            failures: self.failures,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use celeriac_core::Evidence;
 use celeriac_core::broker::Fate;
 use celeriac_core::pool::{Failure, LossCause, Outcome, PoolEvent, RequestKey};
 use serde_json::json;
@@ -206,6 +207,7 @@ fn what_had_not_begun_when_its_connection_was_lost_is_left_to_its_copy() {
                 key,
                 pid: PID,
                 cause,
+                evidence: Evidence::default(),
             },
         ]
     };

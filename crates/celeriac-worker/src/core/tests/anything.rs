@@ -3,14 +3,17 @@
 use std::time::Duration;
 
 use celeriac_config::TaskOptions;
+use celeriac_core::Evidence;
 use celeriac_core::broker::DeliveryTag;
+use celeriac_core::limit::Answer as LimitAnswer;
 use celeriac_core::pool::{ExitStatus, Failure, LossCause, Outcome, PoolEvent};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::limits::under;
 use super::scene::{PID, Scene, at, limited, options};
 use crate::core::{Effect, Options};
-use crate::shutdown::Signal;
+use crate::shutdown::{Deadline, Signal};
 
 /// One thing that happens; numbers choose among what there is at that moment.
 #[derive(Debug, Clone)]
@@ -25,6 +28,7 @@ enum Step {
     GiveBack(u8),
     HardLimit(u8),
     Answer(bool),
+    Limits(u8),
     Wait(u16),
     Reconnect,
 }
@@ -39,6 +43,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<u8>().prop_map(Step::GiveBack),
         1 => any::<u8>().prop_map(Step::HardLimit),
         3 => any::<bool>().prop_map(Step::Answer),
+        3 => any::<u8>().prop_map(Step::Limits),
         2 => any::<u16>().prop_map(Step::Wait),
         1 => Just(Step::Reconnect),
     ]
@@ -66,6 +71,25 @@ struct World {
     /// Over their hard limit: they can only be lost, or finish at the last moment.
     condemned: Vec<celeriac_core::pool::RequestKey>,
     delivered: u64,
+    /// What the store of limits has granted.
+    granted: Vec<celeriac_core::pool::RequestKey>,
+}
+
+/// One of the answers that a store of limits may give.
+fn limits_answer(how: u8) -> Option<LimitAnswer> {
+    let denied = |milliseconds| LimitAnswer::Denied {
+        wait: Duration::from_millis(milliseconds),
+        turn: Some(i64::from(how)),
+    };
+    match how % 8 {
+        0 => None,
+        1 => Some(denied(500)),
+        2 => Some(denied(60_000)),
+        3 => Some(LimitAnswer::Duplicate {
+            of: "another".to_owned(),
+        }),
+        _ => Some(LimitAnswer::Granted),
+    }
 }
 
 impl World {
@@ -115,6 +139,7 @@ impl World {
                         key,
                         pid: PID,
                         cause,
+                        evidence: Evidence::default(),
                     }]);
                 }
             }
@@ -146,6 +171,15 @@ impl World {
                         Err("no".to_owned())
                     };
                     self.scene.answer(answer);
+                }
+            }
+            Step::Limits(how) => {
+                if let Some((key, _)) = self.scene.asked.first() {
+                    let answer = limits_answer(how);
+                    if answer == Some(LimitAnswer::Granted) {
+                        self.granted.push(*key);
+                    }
+                    self.scene.answer_limits(answer);
                 }
             }
             Step::Wait(milliseconds) => self.scene.pass(Duration::from_millis(milliseconds.into())),
@@ -188,10 +222,11 @@ impl World {
         self.scene.finish(key, outcome);
     }
 
-    /// Ends everything, as a pool and hooks do after a shutdown.
-    fn shut_down(&mut self, signal: Signal) {
+    /// Ends everything, as a pool and hooks do after a shutdown, whose deadline may be over.
+    fn shut_down(&mut self, signal: Signal, after: Duration) {
         self.scene.core.signalled(signal, self.scene.now);
         self.scene.look();
+        self.scene.pass(after);
         let is_cold = self.scene.others.contains(&Effect::KillPool);
         let begun = std::mem::take(&mut self.begun);
         for key in self.scene.running_keys() {
@@ -203,6 +238,7 @@ impl World {
                     key,
                     pid: PID,
                     cause,
+                    evidence: Evidence::default(),
                 }
             } else {
                 let outcome = Outcome::Success {
@@ -220,6 +256,15 @@ impl World {
     }
 }
 
+fn deadline() -> Deadline {
+    Deadline::after(Duration::from_secs(1))
+}
+
+/// Up to the moment at which the worker would leave everything.
+fn after() -> impl Strategy<Value = Duration> {
+    (0u64..11_000).prop_map(Duration::from_millis)
+}
+
 fn signal() -> impl Strategy<Value = Signal> {
     prop_oneof![Just(Signal::Terminate), Just(Signal::Quit)]
 }
@@ -227,36 +272,60 @@ fn signal() -> impl Strategy<Value = Signal> {
 proptest! {
     #[test]
     fn every_message_is_settled_once(
-        task in task(), is_limited in any::<bool>(), places in 1usize..4,
+        task in task(), is_limited in any::<bool>(), limits in any::<[bool; 2]>(),
+        places in 1usize..4,
         steps in prop::collection::vec(step(), 0..120), signal in signal(),
+        after in after(),
     ) {
-        let plain = Options { throttled_limit: 4, ..options([("t", task.clone())]) };
+        let [is_shared, has_store] = limits;
+        let plain = if is_shared {
+            let limits = json!({"t": {"concurrency": 2}});
+            let unique = json!({"t": {"until": "start"}});
+            under(&limits, &unique, task.clone())
+        } else {
+            options([("t", task.clone())])
+        };
+        let store = plain.store.filter(|_| has_store);
+        let plain = Options {
+            throttled_limit: 4,
+            shutdown_deadline: Some(deadline()),
+            store,
+            ..plain
+        };
         let options = if is_limited {
             Options { rate_limits: limited("2/s").rate_limits, ..plain }
         } else {
             plain
         };
         let scene = Scene::new(options, places);
-        let mut world = World { scene, begun: Vec::new(), condemned: Vec::new(), delivered: 0 };
+        let mut world = World { scene, begun: Vec::new(), condemned: Vec::new(), delivered: 0, granted: Vec::new() };
         for step in &steps {
             world.happen(step);
             prop_assert!(world.scene.times_settled().values().all(|times| *times == 1));
         }
-        world.shut_down(signal);
+        world.shut_down(signal, after);
         let times = world.scene.times_settled();
         for tag in 1..=world.delivered {
             prop_assert_eq!(times.get(&tag), Some(&1), "message {}", tag);
         }
         prop_assert!(world.scene.core.is_done());
+        for key in &world.granted {
+            let given_back = world.scene.given_back.iter().any(|(of, holding, _)| {
+                of == key && !holding.slots.is_empty()
+            });
+            prop_assert!(given_back, "{}", key);
+        }
     }
 
     #[test]
     fn a_lost_lease_is_never_settled(
         task in task(), steps in prop::collection::vec(step(), 0..60),
         lost in prop::collection::vec(1u64..20, 0..10), signal in signal(),
+        after in after(),
     ) {
-        let scene = Scene::new(options([("t", task)]), 2);
-        let mut world = World { scene, begun: Vec::new(), condemned: Vec::new(), delivered: 0 };
+        let options = Options { shutdown_deadline: Some(deadline()), ..options([("t", task)]) };
+        let scene = Scene::new(options, 2);
+        let mut world = World { scene, begun: Vec::new(), condemned: Vec::new(), delivered: 0, granted: Vec::new() };
         for step in &steps {
             world.happen(step);
         }
@@ -265,7 +334,7 @@ proptest! {
         let tags: Vec<DeliveryTag> = lost.iter().copied().map(DeliveryTag).collect();
         world.scene.core.leases_lost(&tags);
         world.scene.look();
-        world.shut_down(signal);
+        world.shut_down(signal, after);
         let after = world.scene.times_settled();
         prop_assert!(lost.iter().all(|tag| !after.contains_key(tag)));
         prop_assert!(world.scene.core.is_done());

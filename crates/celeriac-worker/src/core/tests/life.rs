@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use celeriac_config::TaskOptions;
+use celeriac_core::Evidence;
 use celeriac_core::broker::{Fate, Want};
 use celeriac_core::pool::{ExitStatus, Failure, LossCause, Outcome, PoolEvent};
 use celeriac_protocol::{TimeLimit, TimeLimits};
@@ -14,7 +15,7 @@ use crate::shutdown::Signal;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn early() -> TaskOptions {
+pub(super) fn early() -> TaskOptions {
     TaskOptions::default()
 }
 
@@ -32,7 +33,7 @@ pub(super) fn success() -> Outcome {
     }
 }
 
-fn reject(requeue: bool) -> Outcome {
+pub(super) fn reject(requeue: bool) -> Outcome {
     let failure = Failure::default();
     Outcome::Reject { requeue, failure }
 }
@@ -187,6 +188,7 @@ fn a_lost_process_is_dealt_with_as_its_task_says() {
             key,
             pid: PID,
             cause,
+            evidence: Evidence::default(),
         }]);
         for answer in answers {
             scene.answer(Ok(answer));
@@ -207,6 +209,7 @@ fn a_broken_hook_loses_no_message() {
         key,
         pid: PID,
         cause,
+        evidence: Evidence::default(),
     }]);
     scene.answer(Err("the backend is down".to_owned()));
     scene.answer(Err("the backend is still down".to_owned()));
@@ -245,6 +248,7 @@ fn a_task_over_its_hard_limit_fails_or_runs_again_when_it_is_dead() {
         key,
         pid: PID,
         cause,
+        evidence: Evidence::default(),
     }]);
     assert_eq!(scene.settled, [(1, Fate::Requeue)]);
     assert_eq!(scene.hooks, [""; 0]);
@@ -399,6 +403,62 @@ fn a_warm_shutdown_finishes_what_runs_and_gives_back_the_rest() {
 
 #[test]
 fn a_cold_shutdown_gives_back_what_was_to_be_acknowledged_late() {
+    let mut scene = killed_by_a_cold_shutdown();
+    scene.answer(Ok(Value::Bool(false)));
+    assert_eq!(scene.settled, [], "the task's end is announced first");
+    assert!(!scene.core.is_done());
+    scene.answer(Ok(Value::Null));
+    assert_eq!(scene.settled, [(1, Fate::Requeue)]);
+    assert!(scene.core.is_done());
+}
+
+#[test]
+fn what_had_succeeded_when_a_cold_shutdown_killed_it_does_not_run_again() {
+    let mut scene = killed_by_a_cold_shutdown();
+    scene.answer(Ok(Value::Bool(true)));
+    assert_eq!(scene.settled, [(1, Fate::Ack)]);
+    assert!(!scene.hooks.contains(&"cancelled"));
+    assert!(scene.core.is_done());
+}
+
+/// What is acknowledged early, and was never read by its process: nobody else can run it.
+fn acknowledged_and_unread() -> Scene {
+    let mut scene = Scene::with(early());
+    scene.deliver(1, json!({}));
+    let key = scene.begin();
+    scene.tell([PoolEvent::Lost {
+        key,
+        pid: PID,
+        cause: LossCause::Unread,
+        evidence: Evidence::default(),
+    }]);
+    assert_eq!(scene.settled, [(1, Fate::Ack)]);
+    assert_eq!(scene.jobs.len(), 1, "it is to begin in another process");
+    scene
+}
+
+#[test]
+fn what_is_acknowledged_is_kept_when_the_pool_gives_it_back() {
+    let mut scene = acknowledged_and_unread();
+    let key = scene.jobs[0].key;
+    scene.tell([PoolEvent::Returned { key }]);
+    assert_eq!(scene.jobs.len(), 1);
+}
+
+#[test]
+fn what_is_acknowledged_and_cannot_begin_any_more_has_failed() {
+    let mut scene = acknowledged_and_unread();
+    let key = scene.jobs[0].key;
+    scene.core.signalled(Signal::Terminate, scene.now);
+    scene.tell([PoolEvent::Returned { key }, PoolEvent::Closed]);
+    assert!(!scene.core.is_done());
+    scene.answer(Ok(Value::Bool(false)));
+    scene.answer(Ok(Value::Null));
+    assert_eq!(scene.hooks.last(), Some(&"lost"));
+    assert!(scene.core.is_done());
+}
+
+fn killed_by_a_cold_shutdown() -> Scene {
     let mut scene = Scene::with(late());
     scene.deliver(1, json!({}));
     let key = scene.begin();
@@ -411,14 +471,11 @@ fn a_cold_shutdown_gives_back_what_was_to_be_acknowledged_late() {
             key,
             pid: PID,
             cause,
+            evidence: Evidence::default(),
         },
         PoolEvent::Closed,
     ]);
-    assert_eq!(scene.settled, [], "the task's end is announced first");
-    assert!(!scene.core.is_done());
-    scene.answer(Ok(Value::Null));
-    assert_eq!(scene.settled, [(1, Fate::Requeue)]);
-    assert!(scene.core.is_done());
+    scene
 }
 
 #[test]

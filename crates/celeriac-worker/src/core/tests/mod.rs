@@ -2,7 +2,13 @@
 
 mod adopt;
 mod anything;
+mod leases;
 mod life;
+mod limits;
+mod memory;
 mod remote;
 mod scene;
+mod stop;
+mod store;
 mod successor;
+mod wakes;

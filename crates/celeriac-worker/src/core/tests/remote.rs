@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use celeriac_config::TaskOptions;
+use celeriac_core::Evidence;
 use celeriac_core::broker::Fate;
 use celeriac_core::bus::{Destination, Heard, Kind};
 use celeriac_core::pool::{ExitStatus, Failure, LossCause, Outcome, PoolEvent};
@@ -35,7 +36,7 @@ pub(super) fn ask(scene: &mut Scene, method: &str, arguments: &Value) -> Option<
     replies(scene).pop()
 }
 
-fn replies(scene: &mut Scene) -> Vec<Value> {
+pub(super) fn replies(scene: &mut Scene) -> Vec<Value> {
     let sent = scene.core.take_outgoing();
     sent.iter()
         .filter(|sent| matches!(sent.to, Destination::Reply { .. }))
@@ -223,6 +224,7 @@ fn a_task_that_is_terminated_is_stored_as_revoked_before_its_message_goes() {
             key,
             pid: PID,
             cause: LossCause::Terminated,
+            evidence: Evidence::default(),
         };
         if dies_first {
             scene.tell([lost]);
@@ -435,6 +437,7 @@ fn a_task_is_told_of_from_its_receipt_to_its_end() {
         key,
         pid: PID,
         cause,
+        evidence: Evidence::default(),
     }]);
     scene.answer(Ok(json!(false)));
     let (kinds, last) = events(&mut scene);

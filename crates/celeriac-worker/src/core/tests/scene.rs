@@ -8,6 +8,7 @@ use celeriac_config::TaskOptions;
 use celeriac_core::broker::{Delivery, DeliveryTag, Fate};
 use celeriac_core::clock::Now;
 use celeriac_core::journal::{Journal, Level, Record};
+use celeriac_core::limit::{Answer, Asked, Holding};
 use celeriac_core::pool::{Job, Outcome, PoolEvent, RequestKey};
 use celeriac_core::revokes::RevokeStore;
 use celeriac_protocol::message::DeliveryInfo;
@@ -54,6 +55,10 @@ pub(super) struct Scene {
     pub(super) hooks: Vec<&'static str>,
     /// Hooks that were called without a wish for an answer, in order.
     pub(super) told: Vec<HookCall>,
+    /// What the store of limits was asked and has not answered, in order.
+    pub(super) asked: Vec<(RequestKey, Asked)>,
+    /// What it was given back, in order.
+    pub(super) given_back: Vec<(RequestKey, Holding, Duration)>,
     /// Everything else.
     pub(super) others: Vec<Effect>,
 }
@@ -70,10 +75,15 @@ pub(super) fn options(tasks: impl IntoIterator<Item = (&'static str, TaskOptions
         accept: AcceptContent::new(["application/json".to_owned()]),
         time_limits: TimeLimits::default(),
         throttled_limit: 4,
+        spills_throttled: false,
+        limits: Arc::default(),
+        limit_holder: "here".to_owned(),
         held_limit: None,
         autoscale: None,
+        store: None,
         tags_outlive_connections: true,
         cancel_on_connection_loss: false,
+        shutdown_deadline: None,
         soft_shutdown_timeout: Duration::ZERO,
         soft_shutdown_on_idle: false,
         term_is_quit: false,
@@ -132,6 +142,8 @@ impl Scene {
             awaited: Vec::new(),
             hooks: Vec::new(),
             told: Vec::new(),
+            asked: Vec::new(),
+            given_back: Vec::new(),
             others: Vec::new(),
         }
     }
@@ -154,6 +166,10 @@ impl Scene {
                 Effect::Tell(call) => {
                     self.hooks.push(name_of(&call));
                     self.told.push(call);
+                }
+                Effect::Acquire(key, asked) => self.asked.push((key, *asked)),
+                Effect::GiveBack(key, holding, held) => {
+                    self.given_back.push((key, *holding, held));
                 }
                 other => self.others.push(other),
             }
@@ -211,6 +227,14 @@ impl Scene {
     pub(super) fn answer(&mut self, answer: Result<Value, String>) {
         let (token, _) = self.awaited.remove(0);
         self.core.answered(token, answer, self.free, self.now);
+        self.look();
+    }
+
+    /// The store of limits answers what it was asked first; `None` when it can't be reached.
+    pub(super) fn answer_limits(&mut self, answer: Option<Answer>) {
+        let (key, _) = self.asked.remove(0);
+        let (free, now) = (self.free, self.now);
+        self.core.limits_answered(key, answer, 500, free, now);
         self.look();
     }
 

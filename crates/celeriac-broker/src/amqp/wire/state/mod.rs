@@ -1,6 +1,8 @@
 //! What both ends of a connection know of each other. No I/O: bytes come in as frames, and what is
 //! to be sent is in a buffer.
 
+mod confirms;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::task::{Context, Poll, Waker};
 
@@ -11,8 +13,11 @@ use tokio::sync::oneshot;
 use super::super::table::Unsayable;
 use super::failure::Failure;
 use super::frame::{self, Frame};
-use super::method::{self, Deliver, Id, Request, Said};
+use super::method::{self, Deliver, Id, Request, Returned, Said};
 use super::octets::{Malformed, Octets};
+use confirms::Confirms;
+
+pub(in crate::amqp) use confirms::{Confirmation, Confirmed};
 
 /// What is received at most before somebody takes it; then reading stops.
 const MOST_ARRIVED: usize = 100_000;
@@ -25,20 +30,6 @@ const CONTENT_HEADER: usize = 12;
 /// The answer to a request: its arguments.
 pub(super) type Answer = oneshot::Receiver<Answered>;
 type Answered = Result<Vec<u8>, Failure>;
-/// What became of a message that was published.
-pub(super) type Confirmed = oneshot::Receiver<Result<Confirmation, Failure>>;
-
-/// What the server did with a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::amqp) enum Confirmation {
-    /// It has it.
-    Ack,
-    /// It did not take it.
-    Nack,
-    /// No queue wants it; with the reason.
-    Returned(String),
-}
-
 /// What comes over a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::amqp) enum Arrival {
@@ -85,7 +76,7 @@ pub(super) struct State {
 #[derive(Debug, Default)]
 struct Channel {
     closed: Option<Failure>,
-    /// Nobody uses it any more.
+    /// Nobody uses it any more: what still comes is for nobody.
     is_released: bool,
     /// Requests that the server has not answered, in order.
     waiting: VecDeque<(Id, oneshot::Sender<Answered>)>,
@@ -96,15 +87,6 @@ struct Channel {
     consumer: Last,
     exchange: Last,
     routing_key: Last,
-}
-
-/// Messages that were published and are not confirmed.
-#[derive(Debug, Default)]
-struct Confirms {
-    published: u64,
-    waiting: VecDeque<(u64, oneshot::Sender<Result<Confirmation, Failure>>)>,
-    /// Why the message that is confirmed next comes back.
-    returned: Option<String>,
 }
 
 /// A name that is mostly the same as the last.
@@ -139,7 +121,7 @@ enum ContentOf {
         exchange: ByteString,
         routing_key: ByteString,
     },
-    Return(String),
+    Return(Returned),
 }
 
 impl State {
@@ -183,10 +165,17 @@ impl State {
         Ok((number, self.ask(number, &method::channel_open())?))
     }
 
-    /// The last handle of a channel is gone: its number may be used again once it is closed.
-    pub(super) fn release(&mut self, channel: u16) {
-        if let Some(channel) = self.channels.get_mut(&channel) {
+    /// The last handle of a channel is gone: it is closed, which puts what is out on it back into
+    /// its queues. Its number may be used again then.
+    pub(super) fn release(&mut self, number: u16) {
+        if self.trouble(number).is_none() {
+            // Nobody waits for the answer.
+            drop(self.ask(number, &method::channel_close()));
+        }
+        if let Some(channel) = self.channels.get_mut(&number) {
             channel.is_released = true;
+            self.arrived -= channel.arrivals.len();
+            channel.arrivals.clear();
         }
     }
 
@@ -276,12 +265,10 @@ impl State {
     }
 
     /// Has the message that was just published on a channel with confirms told about.
-    pub(super) fn confirm(&mut self, channel: u16) -> Confirmed {
+    pub(super) fn confirm(&mut self, channel: u16, exchange: &str, routing_key: &str) -> Confirmed {
         let (to, confirmed) = oneshot::channel();
         if let Some(channel) = self.channels.get_mut(&channel) {
-            channel.confirms.published += 1;
-            let number = channel.confirms.published;
-            channel.confirms.waiting.push_back((number, to));
+            channel.confirms.expect(exchange, routing_key, to);
         }
         confirmed
     }
@@ -367,31 +354,36 @@ impl State {
         let channel = self.channels.get_mut(&number).ok_or(Malformed)?;
         match said {
             Said::Deliver(deliver) => channel.announce_delivery(&deliver),
-            Said::Return(reason) => channel.announce(ContentOf::Return(reason)),
+            Said::Got(deliver) => {
+                channel.announce_delivery(&deliver);
+                channel.answer(method::GET_OK, method::GOT)?;
+            }
+            Said::Return(returned) => channel.announce(ContentOf::Return(returned)),
             Said::Confirm {
                 tag,
                 multiple,
                 is_ack,
             } => channel.confirms.tell(tag, multiple, is_ack),
             Said::Cancel { tag, nowait } => {
-                channel.arrive(Arrival::Cancelled(tag.clone()));
-                self.arrived += 1;
+                self.arrived += channel.arrive(Arrival::Cancelled(tag.clone()));
                 if !nowait && let Ok(answer) = Request::new(method::CANCEL_OK).text(&tag) {
                     self.put_method(number, answer.id, &answer.arguments);
                 }
             }
             Said::ChannelClose(refusal) => {
-                channel.close(&Failure::Refused(refusal));
+                // One that we close as well is closed when the server has answered that.
+                if !channel.is_released {
+                    channel.close(&Failure::Refused(refusal));
+                }
                 self.put_method(number, method::CHANNEL_CLOSE_OK, &[]);
             }
             Said::Flow(active) => self.put_method(number, method::FLOW_OK, &[active]),
+            Said::Answer(method::GET_EMPTY, _) => channel.answer(method::GET_OK, &[])?,
             Said::Answer(id, arguments) => {
-                let (expected, to) = channel.waiting.pop_front().ok_or(Malformed)?;
-                if id != expected {
-                    return Err(Malformed);
+                channel.answer(id, arguments)?;
+                if id == method::CHANNEL_CLOSE_OK {
+                    channel.close(&Failure::closed());
                 }
-                // Whoever asked may not care.
-                drop(to.send(Ok(arguments.to_vec())));
             }
             _ => return Err(Malformed),
         }
@@ -436,7 +428,7 @@ impl State {
             return;
         };
         match content.of {
-            ContentOf::Return(reason) => channel.confirms.returned = Some(reason),
+            ContentOf::Return(returned) => channel.confirms.returned(&returned),
             ContentOf::Delivery {
                 consumer,
                 tag,
@@ -444,8 +436,7 @@ impl State {
                 exchange,
                 routing_key,
             } => {
-                self.arrived += 1;
-                channel.arrive(Arrival::Delivery(Delivery {
+                self.arrived += channel.arrive(Arrival::Delivery(Delivery {
                     consumer,
                     tag,
                     redelivered,
@@ -480,9 +471,25 @@ impl Channel {
         });
     }
 
-    fn arrive(&mut self, arrival: Arrival) {
+    /// Has something taken by whoever uses the channel; says by how much more there is to take.
+    fn arrive(&mut self, arrival: Arrival) -> usize {
+        if self.is_released {
+            return 0;
+        }
         self.arrivals.push_back(arrival);
         self.wake();
+        1
+    }
+
+    /// Answers the request that waits longest.
+    fn answer(&mut self, id: Id, arguments: &[u8]) -> Result<(), Malformed> {
+        let (expected, to) = self.waiting.pop_front().ok_or(Malformed)?;
+        if id != expected {
+            return Err(Malformed);
+        }
+        // Whoever asked may not care.
+        drop(to.send(Ok(arguments.to_vec())));
+        Ok(())
     }
 
     fn wake(&mut self) {
@@ -498,37 +505,8 @@ impl Channel {
         for (_, to) in self.waiting.drain(..) {
             drop(to.send(Err(failure.clone())));
         }
-        for (_, to) in self.confirms.waiting.drain(..) {
-            drop(to.send(Err(failure.clone())));
-        }
+        self.confirms.fail(failure);
         self.wake();
-    }
-}
-
-impl Confirms {
-    fn tell(&mut self, tag: u64, multiple: bool, is_ack: bool) {
-        let returned = self.returned.take();
-        let is_meant = |number: u64| {
-            if multiple {
-                number <= tag
-            } else {
-                number == tag
-            }
-        };
-        let mut waiting = VecDeque::new();
-        for (number, to) in self.waiting.drain(..) {
-            if !is_meant(number) {
-                waiting.push_back((number, to));
-                continue;
-            }
-            let confirmation = match (&returned, is_ack) {
-                (Some(reason), _) => Confirmation::Returned(reason.clone()),
-                (None, true) => Confirmation::Ack,
-                (None, false) => Confirmation::Nack,
-            };
-            drop(to.send(Ok(confirmation)));
-        }
-        self.waiting = waiting;
     }
 }
 

@@ -118,7 +118,7 @@ fn answers_go_to_whoever_asked_first() {
 fn a_channel_that_the_server_closes_tells_all_who_wait_and_its_number_is_used_again() {
     let mut state = open();
     let mut asked = state.ask(1, &method::queue_purge("a").unwrap()).unwrap();
-    let mut confirmed = state.confirm(1);
+    let mut confirmed = state.confirm(1, "", "q");
     state.out.clear();
     receive(
         &mut state,
@@ -157,32 +157,81 @@ fn a_connection_that_the_server_closes_is_answered_and_all_is_over() {
 #[test]
 fn messages_are_confirmed_one_by_one_and_together() {
     let mut state = open();
-    let mut confirmed: Vec<Confirmed> = (0..4).map(|_| state.confirm(1)).collect();
-    receive(
-        &mut state,
-        &method(1, b"\0\x3c\0\x50\0\0\0\0\0\0\0\x02\x01"),
-    );
+    let keys = ["q", "gone", "q", "q", "gone", "other"];
+    let mut confirmed = keys.map(|key| state.confirm(1, "", key));
     receive(&mut state, &method(1, b"\0\x3c\0\x78\0\0\0\0\0\0\0\x03\0"));
     receive(
         &mut state,
-        &method(1, b"\0\x3c\0\x32\x01\x38\x08NO_ROUTE\0\x01q"),
+        &method(1, b"\0\x3c\0\x32\x01\x38\x08NO_ROUTE\0\x04gone"),
     );
     receive(&mut state, &content(1, &[b"x"]));
-    receive(&mut state, &method(1, b"\0\x3c\0\x50\0\0\0\0\0\0\0\x04\0"));
-    let told: Vec<_> = confirmed
-        .iter_mut()
-        .map(|confirmed| confirmed.try_recv().unwrap().unwrap())
-        .collect();
-    let returned = Confirmation::Returned("NO_ROUTE".to_owned());
+    receive(
+        &mut state,
+        &method(1, b"\0\x3c\0\x50\0\0\0\0\0\0\0\x05\x01"),
+    );
+    let returned = || Some(Confirmation::Returned("NO_ROUTE".to_owned()));
+    let told = confirmed
+        .each_mut()
+        .map(|confirmed| Some(confirmed.try_recv().ok()?.unwrap()));
     assert_eq!(
         told,
         [
-            Confirmation::Ack,
-            Confirmation::Ack,
-            Confirmation::Nack,
-            returned
+            Some(Confirmation::Ack),
+            returned(),
+            Some(Confirmation::Nack),
+            Some(Confirmation::Ack),
+            returned(),
+            None
         ]
     );
+}
+
+#[test]
+fn a_message_is_got_where_there_is_one() {
+    let mut state = open();
+    let get = method::get("q").unwrap();
+    let mut asked = [(); 3].map(|()| state.ask(1, &get).unwrap());
+    receive(
+        &mut state,
+        &method(1, b"\0\x3c\0\x47\0\0\0\0\0\0\0\x07\x01\0\x01q\0\0\0\0"),
+    );
+    receive(&mut state, &content(1, &[b"x"]));
+    receive(&mut state, &method(1, b"\0\x3c\0\x48\0"));
+    let told = asked
+        .each_mut()
+        .map(|answer| Some(answer.try_recv().ok()?.unwrap()));
+    assert_eq!(told, [Some(method::GOT.to_vec()), Some(Vec::new()), None]);
+    let Poll::Ready(Ok(Arrival::Delivery(delivery))) = arrival(&mut state) else {
+        panic!("it is here");
+    };
+    assert_eq!((delivery.tag, &delivery.body[..]), (7, &b"x"[..]));
+}
+
+#[test]
+fn a_channel_that_nobody_uses_is_closed_and_its_number_is_used_again() {
+    let mut state = open();
+    receive(
+        &mut state,
+        &[method(1, DELIVER), content(1, &[b"x"])].concat(),
+    );
+    state.out.clear();
+    state.release(1);
+    assert_eq!(state.out, method(1, b"\0\x14\0\x28\0\xc8\0\0\0\0\0"));
+    // What was on its way is for nobody, and takes no room.
+    receive(
+        &mut state,
+        &[method(1, DELIVER), content(1, &[b"x"])].concat(),
+    );
+    assert_eq!(state.arrived, 0);
+    // The server closes it at the same time, and answers all the same.
+    receive(
+        &mut state,
+        &method(1, b"\0\x14\0\x28\x01\x94\x02no\0\x32\0\x1e"),
+    );
+    assert_eq!(state.open_channel().unwrap().0, 2, "it is not closed yet");
+    receive(&mut state, &method(1, b"\0\x14\0\x29"));
+    assert_eq!(state.open_channel().unwrap().0, 1);
+    assert_eq!(state.trouble(1), None);
 }
 
 #[test]

@@ -1,19 +1,31 @@
+mod memory;
+
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use celeriac_core::pool::{ExitStatus, Outcome};
+use celeriac_core::Evidence;
+use celeriac_core::pool::{ExitStatus, Outcome, ShortOf, Shortage};
 use celeriac_protocol::{TimeLimit, TimeLimits};
 use proptest::prelude::*;
 
 use super::assign::MOST_AHEAD;
 use super::due::RETURN_AFTER;
 use super::*;
-use crate::sys::process::Resident;
 
 const LIMITS: Limits = Limits {
     max_tasks_per_child: None,
-    max_memory_per_child: None,
+    memory: MemoryLimits {
+        soft: None,
+        replace: None,
+        hard: None,
+    },
     start_timeout: Duration::from_mins(1),
+};
+
+const MEMORY: MemoryLimits = MemoryLimits {
+    soft: Some(500),
+    replace: Some(1000),
+    hard: Some(2000),
 };
 
 fn ms(millis: u64) -> Duration {
@@ -123,7 +135,8 @@ impl World {
     }
 
     fn machine_exits(&mut self, number: u32, status: ExitStatus) {
-        self.machine.exited(number, status, &[], self.now);
+        self.machine
+            .exited(number, &Evidence::of(status), &[], self.now);
     }
 
     fn submit(&mut self, job: Job) {
@@ -141,7 +154,8 @@ impl World {
     }
 
     fn exit(&mut self, number: u32, status: ExitStatus) {
-        self.machine.exited(number, status, &[], self.now);
+        self.machine
+            .exited(number, &Evidence::of(status), &[], self.now);
         self.settle();
     }
 
@@ -179,6 +193,14 @@ impl World {
             .values()
             .filter(|jobs| !jobs.is_empty())
             .count()
+    }
+}
+
+/// What a child leaves whose task ran for so long.
+fn left_by(status: ExitStatus, run_time: Duration) -> Evidence {
+    Evidence {
+        run_time: Some(run_time),
+        ..Evidence::of(status)
     }
 }
 
@@ -314,6 +336,28 @@ fn an_idle_child_comes_before_a_busy_one() {
 }
 
 #[test]
+fn a_job_that_runs_can_be_interrupted_and_no_other() {
+    let mut world = World::new(1, LIMITS);
+    world.learn("task", Duration::from_micros(200));
+    world.submit(job(1));
+    world.submit(job(2));
+    for (key, is_raised) in [(1, true), (2, false), (3, false)] {
+        world.machine.interrupt(RequestKey(key), true);
+        let soft = Action::SoftLimit {
+            number: 1,
+            key: RequestKey(key),
+            limit: SoftLimit::Shutdown,
+        };
+        let actions = world.machine.take_actions();
+        assert_eq!(
+            actions,
+            Vec::from_iter(is_raised.then_some(soft)),
+            "job {key}"
+        );
+    }
+}
+
+#[test]
 fn soft_limit_raises_and_hard_limit_kills_with_the_group() {
     let mut world = World::new(1, LIMITS);
     world.told();
@@ -328,7 +372,8 @@ fn soft_limit_raises_and_hard_limit_kills_with_the_group() {
     );
     assert!(world.done().contains(&Action::SoftLimit {
         number: 1,
-        key: RequestKey(1)
+        key: RequestKey(1),
+        limit: SoftLimit::Time,
     }));
     world.advance(ms(500));
     assert_eq!(world.told(), [], "the soft limit is raised once");
@@ -362,7 +407,8 @@ fn soft_limit_raises_and_hard_limit_kills_with_the_group() {
         [PoolEvent::Lost {
             key: RequestKey(1),
             pid: 1001,
-            cause
+            cause,
+            evidence: left_by(ExitStatus::Signal(9), ms(2100))
         }]
     );
 }
@@ -409,7 +455,8 @@ fn a_lost_child_loses_its_running_job_alone() {
             PoolEvent::Lost {
                 key: RequestKey(1),
                 pid: 1001,
-                cause
+                cause,
+                evidence: left_by(ExitStatus::Signal(9), ms(0))
             },
             PoolEvent::Returned { key: RequestKey(2) },
             PoolEvent::Returned { key: RequestKey(3) },
@@ -477,69 +524,6 @@ fn a_successor_waits_until_the_last_job_of_its_predecessor_is_done() {
 }
 
 #[test]
-fn memory_above_the_limit_replaces_and_above_the_ceiling_kills() {
-    let limits = Limits {
-        max_memory_per_child: Some(1000),
-        ..LIMITS
-    };
-    let mut world = World::new(1, limits);
-    world.submit(job(1));
-    world.told();
-    world.done();
-    world.machine.memory(
-        1,
-        Resident {
-            current: 900,
-            peak: 1500,
-        },
-        world.now,
-    );
-    world.settle();
-    let event = PoolEvent::TooMuchMemory {
-        pid: 1001,
-        resident: 1500,
-        limit: 1000,
-        killed: None,
-    };
-    assert_eq!(world.told(), [event]);
-    assert_eq!(world.done().len(), 1, "the job may end");
-    world.finish(1);
-    assert_eq!(world.told(), [finished(1), PoolEvent::Up { pid: 1002 }]);
-
-    world.submit(job(2));
-    world.told();
-    world.machine.memory(
-        2,
-        Resident {
-            current: 2001,
-            peak: 2001,
-        },
-        world.now,
-    );
-    world.settle();
-    assert!(world.done().contains(&Action::Kill {
-        number: 2,
-        kill: Kill::Kill
-    }));
-    world.exit(2, ExitStatus::Signal(9));
-    let cause = LossCause::Memory {
-        resident: 2001,
-        limit: 2000,
-    };
-    let told = world.told();
-    assert!(told.contains(&PoolEvent::Lost {
-        key: RequestKey(2),
-        pid: 1002,
-        cause
-    }));
-    assert!(
-        !told
-            .iter()
-            .any(|event| matches!(event, PoolEvent::Died { .. }))
-    );
-}
-
-#[test]
 fn children_that_cannot_start_are_given_time_and_then_given_up() {
     let mut machine = Machine::new(1, LIMITS);
     let mut now = ms(0);
@@ -560,7 +544,7 @@ fn children_that_cannot_start_are_given_time_and_then_given_up() {
             })
             .unwrap();
         machine.forked(number, 5, now);
-        machine.exited(number, ExitStatus::Code(1), &[], now);
+        machine.exited(number, &Evidence::of(ExitStatus::Code(1)), &[], now);
         let next = machine.next_tick(now).unwrap();
         waits.push(next.saturating_sub(now).as_millis());
         now = next;
@@ -634,7 +618,8 @@ fn killing_all_loses_what_runs() {
             PoolEvent::Lost {
                 key: RequestKey(1),
                 pid: 1001,
-                cause
+                cause,
+                evidence: left_by(ExitStatus::Signal(15), ms(0))
             },
             PoolEvent::Closed
         ]
@@ -662,7 +647,8 @@ fn revoking_signals_what_runs_and_gives_back_what_does_not() {
     assert!(world.told().contains(&PoolEvent::Lost {
         key: RequestKey(1),
         pid: 1001,
-        cause
+        cause,
+        evidence: left_by(ExitStatus::Code(-241), ms(0))
     }));
 }
 
@@ -675,7 +661,7 @@ fn a_lost_zygote_takes_the_unborn_with_it() {
     machine.take_actions();
     machine.zygote_is_gone();
     assert_eq!(machine.take_actions(), [Action::Forget { number: 2 }]);
-    machine.exited(1, ExitStatus::Signal(9), &[], ms(1));
+    machine.exited(1, &Evidence::of(ExitStatus::Signal(9)), &[], ms(1));
     assert!(
         !machine
             .take_actions()
@@ -716,6 +702,7 @@ enum Step {
     Advance(u64),
     Resize(usize),
     Memory(usize, u64),
+    Pressure(bool),
     Terminate(usize),
     ZygoteDies,
 }
@@ -728,6 +715,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0_u64..400).prop_map(Step::Advance),
         1 => (0_usize..5).prop_map(Step::Resize),
         1 => (any::<usize>(), 0_u64..4000).prop_map(|(child, kib)| Step::Memory(child, kib)),
+        1 => any::<bool>().prop_map(Step::Pressure),
         1 => any::<usize>().prop_map(Step::Terminate),
         1 => Just(Step::ZygoteDies),
     ]
@@ -745,7 +733,7 @@ proptest! {
         steps in prop::collection::vec(step(), 1..120),
     ) {
         let limits =
-            Limits { max_tasks_per_child: tasks, max_memory_per_child: Some(1000), ..LIMITS };
+            Limits { max_tasks_per_child: tasks, memory: MEMORY, ..LIMITS };
         let mut world = World::new(size, limits);
         let mut submitted = 0_u64;
         let mut most = size;
@@ -779,9 +767,16 @@ proptest! {
                 }
                 Step::Memory(at, kib) => {
                     if let Some(number) = nth(at, &world.channels) {
-                        world.machine.memory(number, Resident { current: kib, peak: kib }, world.now);
+                        world.machine.memory(number, kib, world.now);
                         world.settle();
                     }
+                }
+                Step::Pressure(is_short) => {
+                    let shortage = Shortage { of: ShortOf::Machine, available: 1, total: 100 };
+                    world.machine.pressure(is_short.then_some(shortage), world.now);
+                    let held: Vec<_> = world.channels.keys().map(|number| (*number, 7)).collect();
+                    world.machine.end_largest(&held, if is_short { 0 } else { 8 }, shortage);
+                    world.settle();
                 }
                 Step::Terminate(at) => {
                     world.machine.terminate(RequestKey(at as u64 % (submitted + 1)), 15, world.now);
@@ -858,4 +853,24 @@ fn a_restarted_pool_has_new_children_only() {
         after.iter().all(|pid| !before.contains(pid)),
         "{before:?} {after:?}"
     );
+}
+
+#[test]
+fn a_pool_that_is_restarted_while_its_children_start_is_replaced_all_the_same() {
+    let mut machine = Machine::new(1, LIMITS);
+    machine.zygote_is_up(ms(0));
+    machine.restart(ms(1));
+    machine.forked(1, 1001, ms(2));
+    machine.take_actions();
+    machine.up(1, ms(3));
+    let actions = machine.take_actions();
+    assert!(
+        actions.contains(&Action::Leave { number: 1 }),
+        "{actions:?}"
+    );
+    let next = Action::Fork {
+        number: 2,
+        index: 0,
+    };
+    assert!(actions.contains(&next), "{actions:?}");
 }

@@ -1,0 +1,136 @@
+//! The app's broker, for commands that need no worker: the app tells of it in its own interpreter.
+
+use std::fmt;
+use std::os::fd::AsRawFd as _;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use celeriac_broker::open::{self, open_all};
+use celeriac_config::description::{BrokerSettings, Settings};
+use celeriac_core::broker::{Broker, Session};
+use celeriac_core::queue::Queue;
+use celeriac_pool::python::client;
+use serde::Deserialize;
+
+use crate::arguments::Global;
+use crate::failure::Failure;
+use crate::interpreter::interpreter;
+
+/// The command that `celeriac.host.client` adds to Celery's.
+const COMMAND: &str = "celeriac-broker";
+
+/// A setting that can't be worked with.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Unusable {
+    /// What is wrong.
+    pub(crate) message: String,
+    /// What to do about it.
+    pub(crate) hint: Option<String>,
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<Unusable> for Failure {
+    fn from(unusable: Unusable) -> Self {
+        let failure = Self::new(unusable.message);
+        match unusable.hint {
+            Some(hint) => failure.with_hint(hint),
+            None => failure,
+        }
+    }
+}
+
+/// What an app tells of its broker.
+#[derive(Deserialize)]
+pub(crate) struct AppBroker {
+    broker: BrokerSettings,
+    settings: Settings,
+    /// The queues that the app knows.
+    queues: Vec<Queue>,
+}
+
+impl AppBroker {
+    /// Asks the app.
+    pub(crate) fn of(global: &Global) -> Result<Self, Failure> {
+        let python = interpreter(global.python.as_deref())?;
+        let sources = client::sources()
+            .map_err(|error| Failure::new(format!("There is no memory for a program: {error}")))?;
+        let mut asked = Command::new(&python);
+        asked.args(["-c", client::LOADER, &sources.as_raw_fd().to_string()]);
+        asked.args(global.words()).arg(COMMAND);
+        let output = asked
+            .envs(global.environment())
+            .stderr(Stdio::inherit())
+            .output()
+            .map_err(|error| Failure::new(format!("{} can't be run: {error}", python.display())))?;
+        // What went wrong stands on standard error already.
+        let silent = || Failure::new("The app did not tell of its broker");
+        if !output.status.success() {
+            return Err(silent());
+        }
+        // The app may have something to say while it is imported.
+        let said = String::from_utf8_lossy(&output.stdout);
+        let last = said.lines().last().ok_or_else(silent)?;
+        serde_json::from_str(last).map_err(|error| Failure::new(format!("{last:?}: {error}")))
+    }
+
+    /// Connects to the first of the app's brokers that can be reached, with its queues subscribed to.
+    pub(crate) async fn connect(&self) -> Result<Box<dyn Session>, Failure> {
+        let mut failure = None;
+        for broker in brokers(&self.broker, &self.settings, None)? {
+            match broker.connect().await {
+                Ok(mut session) => {
+                    for queue in &self.queues {
+                        session
+                            .subscribe(queue)
+                            .await
+                            .map_err(|error| Failure::new(error.in_full()))?;
+                    }
+                    return Ok(session);
+                }
+                Err(error) => {
+                    let url = broker.display_url();
+                    let text = format!("Cannot connect to {url}: {}", error.in_full());
+                    failure.get_or_insert(Failure::new(text));
+                }
+            }
+        }
+        Err(failure.unwrap_or_else(|| Failure::new("The app has no broker")))
+    }
+}
+
+/// What an app's settings say of its brokers; `node` is the worker that connects.
+pub(crate) fn broker_options(
+    broker: &BrokerSettings,
+    settings: &Settings,
+    node: Option<String>,
+) -> open::Options {
+    open::Options {
+        transport: broker.transport_options.clone(),
+        ssl: broker.ssl.clone(),
+        connect_timeout: settings.connection_timeout(),
+        heartbeat: settings.heartbeat(),
+        node,
+        login_method: broker.login_method.clone(),
+        detects_quorum_queues: settings.worker_detect_quorum_queues,
+        has_quorum_queues: broker.has_quorum_queues,
+        delayed_delivery_queue_type: settings.broker_native_delayed_delivery_queue_type.clone(),
+    }
+}
+
+/// The brokers that an app's settings name; `node` is the worker that connects.
+pub(crate) fn brokers(
+    broker: &BrokerSettings,
+    settings: &Settings,
+    node: Option<String>,
+) -> Result<Vec<Arc<dyn Broker>>, Unusable> {
+    let options = broker_options(broker, settings, node);
+    open_all(&broker.urls, &options).map_err(|error| Unusable {
+        message: error.to_string(),
+        hint: error.hint,
+    })
+}

@@ -1,0 +1,107 @@
+//! `inspect scheduled`: tasks that wait for their ETA, here and in the delay store.
+
+use std::sync::Arc;
+
+use celeriac_core::broker::{Delayed, DeliveryTag};
+use celeriac_core::pool::RequestKey;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::command::Answer;
+use super::{Core, Effect, HookToken};
+use crate::control::info::info;
+use crate::control::mailbox::Address;
+use crate::events::event::isoformat;
+use crate::receive::decode::{self, Received};
+use crate::request::{Request, Stage};
+
+/// What Celery's timer gives to a task with an ETA.
+const ETA_PRIORITY: u32 = 6;
+/// How many tasks of the delay store are told of: the first to come.
+const LISTED: usize = 1000;
+/// How many such questions may be open.
+const LISTINGS: usize = 16;
+
+/// Somebody who waits for a list, and the part of it that is here.
+#[derive(Debug)]
+pub(super) struct Listing {
+    address: Address,
+    held: Vec<Value>,
+}
+
+impl Core {
+    pub(super) fn scheduled(&self) -> Answer {
+        let mut held: Vec<&Request> = self
+            .requests
+            .values()
+            .filter(|request| request.stage == Stage::Held)
+            .collect();
+        held.sort_unstable_by_key(|request| (request.head.eta, request.key));
+        let held = held
+            .into_iter()
+            .map(|request| self.entry(request, request.head.eta));
+        Answer::Scheduled(held.collect())
+    }
+
+    fn entry(&self, request: &Request, eta: Option<Timestamp>) -> Value {
+        json!({
+            "eta": eta.map(isoformat),
+            "priority": ETA_PRIORITY,
+            "request": info(request, &self.options.hostname, false),
+        })
+    }
+
+    /// Answers with what is held here, and with what the delay store holds, if there is one.
+    pub(super) fn list_scheduled(&mut self, address: Address, held: Vec<Value>) {
+        let asks = self.options.store.is_some() && self.is_connected;
+        if !asks || self.remote.listings.len() >= LISTINGS {
+            return self.reply(&address, &held.into());
+        }
+        let token = self.token();
+        self.remote
+            .listings
+            .insert(token, Listing { address, held });
+        self.effects.push(Effect::ReadDelayed(token, LISTED));
+    }
+
+    /// The broker tells what its delay store holds.
+    pub fn delayed_read(&mut self, token: HookToken, read: Result<Vec<Delayed>, String>) {
+        let Some(Listing { address, held }) = self.remote.listings.remove(&token) else {
+            return;
+        };
+        let stored = match read {
+            Ok(stored) => stored,
+            Err(error) => {
+                let text = format!("The delay store can't be read: {error}");
+                return self.reply(&address, &json!({"error": text}));
+            }
+        };
+        let stored = stored.into_iter().filter_map(|delayed| {
+            let until = delayed.until;
+            let request = self.request_of(delayed)?;
+            Some(self.entry(&request, Some(until)))
+        });
+        let all: Vec<Value> = held.into_iter().chain(stored).collect();
+        self.reply(&address, &all.into());
+    }
+
+    /// A message of the delay store as the request that it will be.
+    fn request_of(&self, delayed: Delayed) -> Option<Request> {
+        let Received::Task(head) = decode::classify(&delayed.message, &self.options.accept) else {
+            return None;
+        };
+        Some(Request {
+            key: RequestKey(0),
+            tag: DeliveryTag(0),
+            queue: delayed.queue,
+            task: Arc::clone(self.options.tasks.get(&head.task)?),
+            head,
+            message: Arc::new(delayed.message),
+            stage: Stage::Held,
+            is_settled: false,
+            is_taken: false,
+            is_lost: false,
+            terminated: None,
+        })
+    }
+}
