@@ -59,7 +59,11 @@ def shared_worker(
     shared_start: Callable[..., Worker],
     shared_client: Callable[..., ModuleType],
 ) -> Watched:
-    shared_place.settings = {"broker_connection_retry_on_startup": True}
+    # Tasks with an ETA are looked at where they are held, as in Celery.
+    shared_place.settings = {
+        "broker_connection_retry_on_startup": True,
+        "celeriac_delay_store": False,
+    }
     worker = shared_start(shared_place, "-c", "2", app="controlled")
     return Watched(shared_client(shared_place, "controlled"), worker, shared_place)
 

@@ -94,6 +94,8 @@ def run_all(redis_server: RedisServer, folder: Path, kind: str, way: str, settin
 
 
 def differences(theirs: list[str], ours: list[str]) -> list[str]:
+    """Lines that only one of them has. Celery keeps no dead letters, and so tells of none."""
+    ours = [line for line in ours if " is a dead letter now: " not in line]
     return [line for line in difflib.ndiff(theirs, ours) if not line.startswith("  ")]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -64,6 +65,12 @@ class Fleet:
         )
         with self.engine.connect() as connection:
             return int(connection.execute(query, {"visible": visible}).scalar_one())
+
+    def delayed(self) -> int:
+        """How many messages are in the delay store."""
+        query = sqlalchemy.text("SELECT count(*) FROM celeriac_delayed")
+        with self.engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
 
     def counted(self, what: str) -> collections.Counter[str]:
         lines = (line.split() for line in self.place.lines())
@@ -143,15 +150,15 @@ def test_both_workers_take_part_and_each_task_runs_once(fleet):
 
 
 @pytest.mark.skipif(not OURS, reason="kombu's transport forgets what a worker has fetched")
-def test_a_warm_shutdown_gives_back_what_has_not_begun(fleet):
+def test_a_warm_shutdown_leaves_what_is_delayed_in_its_store(fleet):
     worker = fleet.start("celeriac", "-c", "1")
     fleet.send("sleep", 5, 0, countdown=3600)
     fleet.app.sleep.delay(1.5, fleet.place.file(), "running")
     wait_until(lambda: fleet.place.lines(), "it runs")
-    wait_until(lambda: fleet.messages(False) >= 5, "those for later are held", TIMEOUT)
+    wait_until(lambda: fleet.delayed() == 5, "those for later are stored", TIMEOUT)
     assert worker.stop() == 0
     assert fleet.place.lines() == ["start running", "end running"]
-    assert (fleet.messages(True), fleet.messages(False)) == (5, 0)
+    assert (fleet.messages(True), fleet.messages(False), fleet.delayed()) == (0, 5, 5)
 
 
 @pytest.mark.skipif(not OURS, reason="kombu's transport forgets what a worker has fetched")
@@ -167,6 +174,62 @@ def test_a_database_that_is_killed_and_restarted_loses_nothing(fleet, database):
     fleet.finish(60)
     assert set(fleet.counted("start").values()) == {1}
     assert worker.stop(timeout=TIMEOUT) == 0
+
+
+def delay(engine: sqlalchemy.Engine, seconds: float) -> None:
+    """Puts what waits into the delay store, as a celeriac worker does with what it has taken."""
+    due = int((time.time() + seconds) * 1_000_000)
+    with engine.begin() as connection:
+        for statement in (
+            "INSERT INTO celeriac_delayed (message_id, queue_id, due) "
+            "SELECT id, queue_id, :due FROM kombu_message WHERE visible",
+            "UPDATE kombu_message SET visible = false WHERE visible",
+        ):
+            connection.execute(
+                sqlalchemy.text(statement), {"due": due} if "due" in statement else {}
+            )
+
+
+def check_that_kombu_waits(fleet: Fleet) -> None:
+    """kombu's consumers do not see a delayed message, until a worker of ours has moved it."""
+    mover = fleet.start("celeriac", "-c", "1", "-Q", "another")
+    with fleet.app.app.connection_for_read() as connection:
+        queue = connection.SimpleQueue("celery")
+        fleet.send("sleep", 3, 0)
+        # Further ahead than the test takes to see that nothing comes.
+        delay(fleet.engine, 3600)
+        queue.put({"the": "next"})
+        assert queue.get(timeout=TIMEOUT).payload == {"the": "next"}
+        with pytest.raises(queue.Empty):
+            queue.get(block=False)
+        soon = time.time() + 1
+        with fleet.engine.begin() as database:
+            # One of them stays.
+            moved = (
+                "UPDATE celeriac_delayed SET due = :due WHERE message_id NOT IN (SELECT last FROM "
+            )
+            moved += "(SELECT max(message_id) AS last FROM celeriac_delayed) AS one)"
+            database.execute(sqlalchemy.text(moved), {"due": int(soon * 1_000_000)})
+        for number in ("0", "1"):
+            message = queue.get(timeout=TIMEOUT)
+            assert time.time() >= soon
+            assert message.payload[0][2] == number
+            message.ack()
+        with pytest.raises(queue.Empty):
+            queue.get(block=False)
+        queue.clear()
+        queue.close()
+    assert mover.stop(timeout=TIMEOUT) == 0
+
+
+@pytest.mark.skipif(not OURS, reason="Celery has no delay store")
+def test_a_consumer_of_kombus_gets_what_was_delayed_in_its_time(fleet):
+    check_that_kombu_waits(fleet)
+
+
+@pytest.mark.skipif(not OURS, reason="Celery has no delay store")
+def test_a_consumer_of_kombus_gets_what_was_delayed_in_a_file(sqlite_place, start, client):
+    check_that_kombu_waits(Fleet(sqlite_place, start, client(sqlite_place)))
 
 
 def check_commands(place: Place, start: Callable[..., Any], client: Callable[..., Any]) -> None:

@@ -348,3 +348,46 @@ def hooked(self, file, what):
     if what == "sleep":
         time.sleep(60)
     return what
+
+
+@app.task(acks_late=True)
+def clean_up_late(file, text, returns=False):
+    """Cleans up at the soft time limit, and ends there, with a result or without."""
+    note(file, f"start {text}")
+    try:
+        time.sleep(300)
+    except SoftTimeLimitExceeded:
+        note(file, f"cleaned up {text}")
+        if returns:
+            return text
+        raise
+
+
+@app.task(acks_late=True, autoretry_for=(Exception,), bind=True)
+def retried_late(self, file, text):
+    """What goes wrong is tried again; the second delivery ends at once."""
+    redelivered = self.request.delivery_info["redelivered"]
+    note(file, f"start {text} retries={self.request.retries}")
+    if not redelivered:
+        time.sleep(300)
+    return text
+
+
+@app.task(acks_late=True)
+def deaf_late(file, text):
+    """Takes no notice of the soft time limit."""
+    note(file, f"start {text}")
+    while True:
+        try:
+            time.sleep(300)
+        except SoftTimeLimitExceeded:
+            note(file, f"went on {text}")
+
+
+@app.task
+def clean_up_early(file, text):
+    note(file, f"start {text}")
+    try:
+        time.sleep(300)
+    finally:
+        note(file, f"cleaned up {text}")

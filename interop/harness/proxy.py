@@ -1,4 +1,4 @@
-"""A way to a server that can be cut."""
+"""A way to a server that can be cut, and that can stall."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ _CHUNK = 1 << 16
 class Proxy:
     """Forwards what comes in on a port of its own to a server, until it is told to cut."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        """``port`` is the server's on this machine; ``host`` is where the proxy itself listens."""
         self._target = ("127.0.0.1", port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
+        self._flows = threading.Event()
+        self._flows.set()
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
@@ -51,9 +54,9 @@ class Proxy:
         with self._lock:
             self._open.discard(inner)
 
-    @staticmethod
-    def _passes_on(selector: selectors.BaseSelector) -> bool:
+    def _passes_on(self, selector: selectors.BaseSelector) -> bool:
         for key, _ in selector.select():
+            self._flows.wait()
             source: socket.socket = key.fileobj  # type: ignore[assignment]
             data = source.recv(_CHUNK)
             if not data:
@@ -76,7 +79,16 @@ class Proxy:
                 connection.shutdown(socket.SHUT_RDWR)
         return len(cut)
 
+    def stall(self) -> None:
+        """Connections stay, and new ones are accepted, but nothing comes through until
+        ``resume``."""
+        self._flows.clear()
+
+    def resume(self) -> None:
+        self._flows.set()
+
     def stop(self) -> None:
+        self.resume()
         # A listener that a thread waits on ends by this alone.
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)

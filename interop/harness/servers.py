@@ -67,6 +67,10 @@ class RedisServer:
     def _log(self) -> str:
         return (self.folder / "redis.log").read_text()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def database(self) -> int:
         """The number of a database that nobody has used."""
         self._next_database += 1
@@ -78,6 +82,9 @@ class RedisServer:
 
     def client(self, database: int = 0, **options: Any) -> redis.Redis:
         return redis.Redis(port=self.port, db=database, **options)
+
+    def is_up(self) -> bool:
+        return self._process.poll() is None
 
     def stop(self) -> None:
         self._process.kill()

@@ -130,9 +130,11 @@ class Worker:
         loglevel: str = "INFO",
         variables: dict[str, str] | None = None,
         alone: bool = True,
+        within: tuple[str, ...] = (),
     ) -> None:
         """``alone``: it takes no notice of other workers, which saves the second that it would
-        wait for their greetings."""
+        wait for their greetings. ``within`` is a command that becomes the one behind it, such as
+        ``nsenter``."""
         self.kind = kind
         self.marker = f"INTEROP_WORKER={uuid.uuid4().hex}"
         self.name = f"{kind}-{uuid.uuid4().hex[:8]}"
@@ -143,7 +145,10 @@ class Worker:
         node = () if re.search(r"(^| )(-n|--hostname)", given) else ("-n", f"{self.name}@%h")
         self._log = open(self.log_file, "ab")
         self.process = subprocess.Popen(
-            [*command(kind), "-A", app, "worker", "-l", loglevel, *extra, *node, *arguments],
+            [
+                *(*within, *command(kind), "-A", app, "worker", "-l", loglevel),
+                *(*extra, *node, *arguments),
+            ],
             env=environment(**{name: value}, **(variables or {})),
             cwd=APPS,
             stdin=subprocess.DEVNULL,
