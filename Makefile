@@ -9,12 +9,14 @@ CELERIAC := target/release/celeriac
 RUST := $(shell find crates -name '*.rs' -o -name '*.toml' -o -name '*.lua') Cargo.toml Cargo.lock
 SHIM := $(shell find python/celeriac examples -name '*.py')
 
-.PHONY: help demo test test-rust test-python test-interop soak lint bench build clean
+.PHONY: help demo test test-rust test-python test-interop soak ledger fuzz lint bench build clean
 
 help:
 	@echo "make demo   reads documents on the embedded broker and shows what it found"
 	@echo "make test   runs every test, with servers of its own"
 	@echo "make soak   three minutes at full load, watching memory"
+	@echo "make ledger kills everything for 20 minutes and counts what is lost and repeated"
+	@echo "make fuzz   looks for bytes that break a decoder, a minute for each"
 	@echo "make lint   rustfmt, clippy, ruff, mypy"
 	@echo "make bench  compares celeriac with celery worker"
 	@echo "make build  builds $(CELERIAC)"
@@ -55,9 +57,26 @@ soak: $(CELERIAC) $(VENV)/test.installed
 	scripts/install-packages servers
 	cd interop && SOAK_SECONDS=180 ../$(BIN)/python -m pytest -q -s test_recycling.py
 
+# Ten minutes of celeriac and ten of Celery's worker, into docs/ledger.md. LEDGER_SECONDS=n for each
+# of the two, LEDGER_SEED=n repeats a plan, LEDGER_BROKER=redis|rabbitmq|sqlite and
+# LEDGER_WORKER=celeriac|celery run a part.
+ledger: $(CELERIAC) $(VENV)/test.installed
+	scripts/install-packages build servers
+	$(BIN)/python ledger/prove.py --write docs/ledger.md \
+		$(if $(LEDGER_SECONDS),--seconds $(LEDGER_SECONDS)) $(if $(LEDGER_SEED),--seed $(LEDGER_SEED)) \
+		$(if $(LEDGER_BROKER),--broker $(LEDGER_BROKER)) $(if $(LEDGER_WORKER),--worker $(LEDGER_WORKER))
+
+# TARGET=name,name fuzzes some only; FOR=seconds is for each; KEEP=1 has the corpus grow by what is
+# found. The tests replay the corpus (crates/celeriac-fuzzing).
+comma := ,
+fuzz:
+	scripts/install-packages build fuzz
+	CARGO="$(CARGO)" KEEP="$(KEEP)" fuzz/run $(or $(FOR),60) $(subst $(comma), ,$(TARGET))
+
 lint: $(VENV)/test.installed
 	scripts/install-packages build
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
