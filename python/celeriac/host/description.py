@@ -97,7 +97,7 @@ def describe(worker: Any) -> dict[str, Any]:
         "bus": remote.bus(app),
         "remote": remote.remote(worker),
         "result_backend": app.backend.as_uri(),
-        "result_backend_url": app.backend.as_uri(include_password=True),
+        "result_backend_url": _url(app.backend),
         "accept_content": sorted(prepare_accept_content(conf.accept_content)),
         "queues": [queues.describe(queue) for queue in app.amqp.queues.consume_from.values()],
         "tasks": {name: _task(task, warnings) for name, task in app.tasks.items()},
@@ -117,6 +117,13 @@ def describe(worker: Any) -> dict[str, Any]:
 def settings(app: Any) -> dict[str, Any]:
     """The settings that the worker reads itself."""
     return {name: json_safe(app.conf.get(name)) for name in SETTINGS}
+
+
+def _url(backend: Any) -> str:
+    """Where results are, with the password; empty for a backend that has no URL, such as a class
+    of the app's own."""
+    url = getattr(backend, "url", None)
+    return url if isinstance(url, str) else ""
 
 
 def _celery_signals() -> Any:
