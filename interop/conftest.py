@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,18 @@ from harness.queues import queues_of
 from harness.servers import RabbitServer, RedisServer
 from harness.target import Target
 from harness.wait import wait_until
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_folder() -> Iterator[None]:
+    """Workers and clients of this process of pytest meet at sockets of their own, and are not
+    found by whoever asks for all workers of this user elsewhere."""
+    # Paths of sockets are short.
+    folder = tempfile.mkdtemp(prefix="run")
+    with pytest.MonkeyPatch.context() as variables:
+        variables.setenv("XDG_RUNTIME_DIR", folder)
+        yield
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,8 @@ def late_place(request: pytest.FixtureRequest) -> Place:
 
 
 def dlq(place: Place, *words: str, status: int = 0) -> str:
-    ended = workers.run("celeriac", "-A", "basic", "dlq", *words, **place.variables())
+    variables: dict[str, Any] = place.variables()
+    ended = workers.run("celeriac", "-A", "basic", "dlq", *words, **variables)
     assert ended.returncode == status, ended.stderr
     return ended.stdout + ended.stderr
 

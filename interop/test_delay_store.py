@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from conftest import Place
 
-from harness import processes
+from harness import processes, workers
 from harness.control import ask
+from harness.servers import RabbitServer
 from harness.wait import wait_until
 
 FAR = 3600
@@ -36,12 +37,26 @@ def test_an_eta_is_kept_and_comes_in_time(any_place: Place, start: Any, client: 
     assert worker.log.count(f"[{result.id}] received") == 1
 
 
-def test_a_killed_worker_takes_no_eta_with_it(any_place: Place, start: Any, client: Any) -> None:
+def unacknowledged(place: Place, request: pytest.FixtureRequest) -> int:
+    """What a worker still has in its hands; other brokers move a message in one step."""
+    if not place.broker.startswith("amqp"):
+        return 0
+    server: RabbitServer = request.getfixturevalue("rabbit_server")
+    vhost = place.broker.rpartition("/")[2]
+    return sum(int(found) for (found,) in server.queues(vhost, "messages_unacknowledged").values())
+
+
+def test_a_killed_worker_takes_no_eta_with_it(
+    any_place: Place, start: Any, client: Any, request: pytest.FixtureRequest
+) -> None:
     app: ModuleType = client(any_place)
     worker = start(any_place, "-c", "1")
     results = [app.add.apply_async((number, 1), countdown=8) for number in range(20)]
     for result in results:
         worker.wait_for(f"[{result.id}] received")
+    # Killed between RabbitMQ's confirm and its own ack, it would leave one twice
+    # (docs/delay-store.md).
+    wait_until(lambda: unacknowledged(any_place, request) == 0, "all are in the store")
     worker.kill()
     other = start(any_place, "-c", "1")
     assert [result.get(timeout=60) for result in results] == [number + 1 for number in range(20)]
@@ -73,7 +88,9 @@ def test_what_is_revoked_meanwhile_does_not_run(any_place: Place, start: Any, cl
     worker = start(any_place, "-c", "1")
     result = app.add.apply_async((1, 2), countdown=6)
     worker.wait_for(f"[{result.id}] received")
-    app.app.control.revoke(result.id)
+    # kombu's client reaches no workers over SQLite.
+    variables: dict[str, Any] = any_place.variables()
+    workers.run("celeriac", "-A", app.app.main, "control", "revoke", result.id, **variables)
     worker.wait_for(f"Discarding revoked task: basic.add[{result.id}]")
     assert result.state == "REVOKED"
 

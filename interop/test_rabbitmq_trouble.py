@@ -160,7 +160,11 @@ def test_delayed_tasks_wait_in_the_broker_where_queues_are_quorum_queues(
 
 
 def test_what_is_held_until_it_is_due_is_bounded(place, rabbit, start, client):
-    place.settings = {"worker_eta_task_limit": 10, "worker_prefetch_multiplier": 1}
+    place.settings = {
+        "celeriac_delay_store": False,
+        "worker_eta_task_limit": 10,
+        "worker_prefetch_multiplier": 1,
+    }
     app = client(place)
     for number in range(40):
         app.sleep.apply_async((0, place.file(), str(number)), countdown=3600)
