@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from celery.exceptions import WorkerLostError
 
-from harness import processes
+from harness import processes, workers
 from harness.wait import wait_until
 
 MIB = 1024
@@ -50,6 +51,11 @@ def test_a_task_without_measure_dies_alone(redis_place: Any, start: Any, hungry:
     ((who, held),) = re.findall(killed, worker.log)
     assert int(who) == pid
     print(f"killed at {held} KiB")
+    variables: dict[str, Any] = redis_place.variables()
+    listed = workers.run("celeriac", "-A", "hungry", "dlq", "list", "--json", **variables)
+    (letter,) = map(json.loads, listed.stdout.splitlines())
+    assert (letter["id"], letter["cause"]) == (greedy.id, "out-of-memory")
+    assert letter["peak_memory"] >= limit
     wait_until(lambda: len(worker.children()) == 8, "it is replaced")
     assert worker.stop() == 0
 
