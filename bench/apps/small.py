@@ -47,3 +47,8 @@ def compute(seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         pass
+
+
+@app.task(name="event", ignore_result=True, rate_limit="5/s")
+def event() -> None:
+    _completed()
