@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from celery import Celery
-from celery.exceptions import Reject, Retry
+from celery.exceptions import Retry
 
 from proof.line import Book
 
@@ -48,8 +48,4 @@ def entry(self, seconds: float, attempts: int, countdown: float) -> None:
         except Retry:
             book().mark("end", task, attempt)
             raise
-        except Reject as rejected:
-            # What Celery makes of a retry that it could not publish (kombu fails in ways that no
-            # policy tries again): without requeue, the task would be gone.
-            raise Reject(rejected.reason, requeue=True) from rejected
     book().mark("end", task, attempt)

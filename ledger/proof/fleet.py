@@ -19,6 +19,15 @@ LEDGER = Path(__file__).resolve().parents[1]
 CHILDREN = {"celeriac": "3", "celery": "2"}
 
 
+def app_variables(url: str, broker: Broker) -> dict[str, str]:
+    """What the app is told of the broker, which it reaches by ``url``."""
+    return {
+        "LEDGER_URL": url,
+        "LEDGER_TRANSPORT_OPTIONS": repr(broker.options),
+        "PYTHONPATH": f"{LEDGER / 'apps'}:{LEDGER}",
+    }
+
+
 class Slot:
     """A place in the fleet that always has a worker: when one is killed, the next one starts."""
 
@@ -44,9 +53,7 @@ class Slot:
         name = f"{self._name}-{len(self.started)}"
         variables = {
             "LEDGER_BOOK": str(self._folder / "books" / name),
-            "LEDGER_URL": self._url,
-            "LEDGER_TRANSPORT_OPTIONS": repr(self._broker.options),
-            "PYTHONPATH": f"{LEDGER / 'apps'}:{LEDGER}",
+            **app_variables(self._url, self._broker),
             **(self.clock.variables() if self.clock else {}),
         }
         worker = Worker(

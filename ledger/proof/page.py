@@ -23,6 +23,8 @@ def summary(trial: Trial) -> str:
         f"interrupted and run again: {findings.interrupted}",
         f"lost: {len(trial.lost)}; by Celery workers of the fleet: {len(trial.lost_by_celery)}",
         *(f"  lost {task}" for task in trial.lost[:SHOWN]),
+        f"in the dead letters: {len(findings.buried)}",
+        *(f"  kept {task}" for task in findings.buried[:SHOWN]),
         f"repeated: {len(findings.repeats)}",
         *(f"  {count:5} {reason}" for reason, count in findings.reasons().most_common()),
     ]

@@ -7,7 +7,14 @@ from proof.trial import Trial
 
 HEAD = (
     *("broker", "worker", "seed", "seconds", "load before", "tasks", "runs", "kills"),
-    *("other faults", "lost", "repeated", "finished before the kill", "unexplained"),
+    *(
+        "other faults",
+        "lost",
+        "dead letters",
+        "repeated",
+        "finished before the kill",
+        "unexplained",
+    ),
     "lost by Celery workers of the fleet",
 )
 
@@ -26,6 +33,7 @@ def row(trial: Trial) -> tuple[str, ...]:
         str(trial.kills),
         str(len(trial.faults) - trial.kills),
         str(len(trial.lost)),
+        str(len(findings.buried)) if trial.worker == "celeriac" else "-",
         str(len(findings.repeats)),
         str(trial.repeats(audit.FINISHED)),
         str(trial.repeats(audit.UNEXPLAINED)),

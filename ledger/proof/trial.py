@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from harness import processes, workers
 from harness.wait import wait_until
@@ -19,7 +21,7 @@ from proof.broker import BROKERS, Broker, left_in
 from proof.chaos import Chaos
 from proof.clock import Clock
 from proof.disk import Disk
-from proof.fleet import LEDGER, Slot
+from proof.fleet import Slot, app_variables
 from proof.line import read_marks, read_published
 from proof.namespace import Namespace, namespace
 
@@ -193,10 +195,20 @@ def _judge(result: Trial, slots: list[Slot], broker: Broker, folder: Path, grace
         published,
         (mark for book in books for mark in read_marks(book)),
         result.faults,
+        buried=_dead_letters(broker) if result.worker == "celeriac" else frozenset(),
         fleet=Fleet(frozenset(names), broker.visibility_timeout),
         grace=grace,
     )
     result.lost_by_celery = broker.lost_by_celery(result.findings.lost)
+
+
+def _dead_letters(broker: Broker) -> Set[str]:
+    """The ids of the tasks that an operator finds with ``celeriac dlq``."""
+    variables: dict[str, Any] = app_variables(broker.url("127.0.0.1", broker.port), broker)
+    listed = workers.run("celeriac", "-A", "entries", "dlq", "list", "--json", **variables)
+    if listed.returncode:
+        raise RuntimeError(f"celeriac dlq list: {listed.stderr}")
+    return {json.loads(line)["id"] for line in listed.stdout.splitlines()}
 
 
 def _check(result: Trial, slots: list[Slot]) -> None:
@@ -211,11 +223,7 @@ class _Producers:
     """Celery clients in processes of their own."""
 
     def __init__(self, folder: Path, broker: Broker, seed: int) -> None:
-        variables = {
-            "LEDGER_URL": broker.url("127.0.0.1", broker.port),
-            "LEDGER_TRANSPORT_OPTIONS": repr(broker.options),
-            "PYTHONPATH": f"{LEDGER / 'apps'}:{LEDGER}",
-        }
+        variables = app_variables(broker.url("127.0.0.1", broker.port), broker)
         self._programs = []
         for number in range(PRODUCERS):
             words = [sys.executable, "-m", "proof.producer", str(folder / f"published-{number}")]
