@@ -35,10 +35,6 @@ impl World {
             }
             Fault::Clock => {
                 let by = self.chance.below(60_000) as i64 - 30_000;
-                // A worker whose clock is behind that of a broker with a delay store sends what is due
-                // there back, again and again, until its own clock agrees.
-                let least = if self.plan.has_store { 0 } else { -30_000 };
-                let by = by.max(least);
                 if let Some(it) = self.living(process) {
                     it.clock_offset = by;
                 }

@@ -22,6 +22,8 @@ pub(crate) const BEAT: Duration = Duration::from_secs(1);
 const PULSE_GAP: Duration = Duration::from_secs(5);
 /// Between two renewals of each claim, where they are renewed one by one.
 const RENEWAL: Duration = Duration::from_secs(10);
+/// How long a message stays in the delay store at least: as in the real ones.
+const SOONEST: Duration = Duration::from_secs(1);
 /// How long a settlement may be on its way where nothing confirms it.
 const UNCONFIRMED: Duration = Duration::from_millis(40);
 
@@ -39,8 +41,8 @@ struct Claim {
 struct Kept {
     message: Message,
     eta: Option<Timestamp>,
-    /// It is in the delay store until then.
-    delayed: Option<Timestamp>,
+    /// It is in the delay store until then, and for a second at least.
+    delayed: Option<(Timestamp, Instant)>,
     claim: Option<Claim>,
 }
 
@@ -97,7 +99,11 @@ impl Server {
 
     /// Whether messages wait, at this moment of the broker's clock.
     pub(crate) fn has_waiting(&mut self, present: Timestamp) -> bool {
-        let is_due = |kept: &Kept| kept.delayed.is_some_and(|until| until <= present);
+        let now = Instant::now();
+        let is_due = |kept: &Kept| {
+            kept.delayed
+                .is_some_and(|(until, soonest)| until <= present && soonest <= now)
+        };
         let due = self.messages.iter().filter(|(_, kept)| is_due(kept));
         let due: Vec<Serial> = due.map(|(serial, _)| *serial).collect();
         for serial in due {
@@ -260,7 +266,7 @@ impl Server {
             Fate::Delay(Delay { until, marks }) => {
                 if let Some(kept) = self.messages.get_mut(&serial) {
                     kept.claim = None;
-                    kept.delayed = until;
+                    kept.delayed = until.map(|until| (until, Instant::now() + SOONEST));
                     mark(&mut kept.message, marks);
                 }
                 if until.is_none() {

@@ -96,6 +96,9 @@ pub(super) trait DeadLetters {
     async fn forget(&mut self, keys: &[String]) -> Result<u64, Error>;
 }
 
+/// How long a message stays in the delay store at least, in microseconds: a worker whose clock is
+/// behind the database's would be given at once what it has just stored, over and over.
+pub(super) const SOONEST: i64 = 1_000_000;
 /// How many messages go from the delay store to their queues in one transaction.
 pub(super) const MOVED_AT_ONCE: usize = 500;
 /// How many records beyond the bounds go at once: one more than is added is enough.

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 
 use crate::as_python_keeps;
-use crate::sql::{self, Database};
+use crate::sql::{self, ALL_ARE_DUE, Database};
 
 /// Longer than any step takes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -311,6 +311,7 @@ async fn the_server_wakes_a_waiting_session_when_another_moves_what_is_due() {
     };
     session.exchange(&[settlement], Want::NONE).await.unwrap();
     drain(&mut *session).await;
+    postgres.execute(ALL_ARE_DUE);
     assert_eq!(mover.maintain().await.unwrap().restored, 1);
     timeout(PATIENCE, session.wait()).await.unwrap().unwrap();
     assert_eq!(session.exchange(&[], want(1)).await.unwrap().len(), 1);

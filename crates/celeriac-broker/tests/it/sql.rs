@@ -75,6 +75,9 @@ fn acks(deliveries: &[Delivery]) -> Vec<Settlement> {
     tags.map(|tag| Settlement { tag, fate }).collect()
 }
 
+/// SQL after which what is in the delay store comes.
+pub(crate) const ALL_ARE_DUE: &str = "UPDATE celeriac_delayed SET due = 0";
+
 /// Rows of messages that wait and that do not, of leases, and of the delay store.
 fn rows(database: &dyn Database) -> [String; 4] {
     [
@@ -98,8 +101,16 @@ async fn what_is_cut_short_leaves_one_message(database: &dyn Database) {
     database.execute(&database.mend("celeriac_delayed"));
     assert_eq!(rows(database), ["0", "1", "1", "0"], "it is still taken");
     session = consumer(&broker).await;
+    let soonest = Timestamp::now() + SignedDuration::from_secs(1);
     session.exchange(&later, Want::NONE).await.unwrap();
     assert_eq!(rows(database), ["0", "1", "0", "1"], "it is delayed");
+    // A worker whose clock is behind would have it back at once, and delay it again.
+    let later = format!(
+        "SELECT count(*) FROM celeriac_delayed WHERE due >= {}",
+        soonest.as_microsecond()
+    );
+    assert_eq!(database.execute(&later), "1", "for a second at least");
+    database.execute(ALL_ARE_DUE);
 
     database.execute(&database.cut("UPDATE", "kombu_message"));
     session.maintain().await.unwrap_err();
@@ -123,7 +134,7 @@ async fn messages_are_moved_once_whoever_moves_them(database: &dyn Database) {
         session.publish("q", &message(id as u32)).await.unwrap();
     }
     let taken = session.exchange(&[], want(MESSAGES)).await.unwrap();
-    let soon = Timestamp::now() + SignedDuration::from_millis(500);
+    let soon = Timestamp::now() + SignedDuration::from_millis(1500);
     let later = delay(&taken, soon);
     session.exchange(&later, Want::NONE).await.unwrap();
     let mut movers = Vec::new();
@@ -203,6 +214,8 @@ async fn what_was_purged_is_forgotten(database: &dyn Database) {
     // Ours purges what waits alone, as on other brokers; kombu's purges all.
     assert_eq!(session.purge("q").await.unwrap(), 0);
     database.execute("DELETE FROM kombu_message");
+    let soon = (now + SignedDuration::from_mins(30)).as_microsecond();
+    database.execute(&format!("{ALL_ARE_DUE} WHERE due < {soon}"));
     assert_eq!(session.delayed(9).await.unwrap(), []);
     assert_eq!(session.maintain().await.unwrap().restored, 0);
     assert_eq!(rows(database), ["0", "0", "0", "1"]);

@@ -9,7 +9,7 @@ use celeriac_core::broker::Error;
 use super::error::is_deadlock;
 use super::store::{ATTEMPTS, MysqlStore, NEXT_VERSION, list};
 use crate::sql::fates::{Later, marked};
-use crate::sql::store::{DelayedRow, Delays, MOVED_AT_ONCE, Moved};
+use crate::sql::store::{DelayedRow, Delays, MOVED_AT_ONCE, Moved, SOONEST};
 use crate::sql::tables::Tables;
 
 /// The server's clock, in microseconds since 1970. `UNIX_TIMESTAMP` knows one hour a year twice.
@@ -110,7 +110,10 @@ impl MysqlStore {
                     format!("UPDATE {message} SET payload = ?, {NEXT_VERSION} WHERE id = ?");
                 self.connection.change(&statement, (marked, *id)).await?;
             }
-            stored.push(format!("({id}, {queue}, {})", later.due));
+            stored.push(format!(
+                "({id}, {queue}, GREATEST({}, {NOW} + {SOONEST}))",
+                later.due
+            ));
         }
         let mut statements = format!(
             "DELETE FROM {lease} WHERE message_id IN ({}) AND worker = '{worker}'",

@@ -8,6 +8,7 @@ use tokio_postgres::Statement;
 
 use super::connection::Connection;
 use crate::sql::lease::{DEAD_AFTER, GAP};
+use crate::sql::store::SOONEST;
 use crate::sql::tables::Tables;
 
 pub(super) struct Statements {
@@ -226,7 +227,8 @@ impl Texts<'_> {
                  FROM freed WHERE m.id = freed.id
                  RETURNING m.id, m.queue_id, freed.due
              )
-             INSERT INTO {delayed} (message_id, queue_id, due) SELECT id, queue_id, due FROM kept
+             INSERT INTO {delayed} (message_id, queue_id, due)
+             SELECT id, queue_id, greatest(due, {NOW} + {SOONEST}) FROM kept
              ON CONFLICT (message_id) DO UPDATE
              SET queue_id = excluded.queue_id, due = excluded.due"
         )

@@ -12,7 +12,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use super::store::{SqliteStore, Worker, payload};
 use crate::sql::fates::{Later, marked};
-use crate::sql::store::{DelayedRow, Delays, MOVED_AT_ONCE, Moved};
+use crate::sql::store::{DelayedRow, Delays, MOVED_AT_ONCE, Moved, SOONEST};
 use crate::sql::tables::Tables;
 
 #[async_trait]
@@ -99,12 +99,13 @@ pub(super) fn keep(
                 .execute(params![id, marked])?;
         }
     }
+    let soonest = Timestamp::now().as_microsecond() + SOONEST;
     transaction
         .prepare_cached(&format!(
             "INSERT OR REPLACE INTO {delayed} (message_id, queue_id, due)
              SELECT id, queue_id, ?2 FROM {message} WHERE id = ?1"
         ))?
-        .execute(params![id, later.due])?;
+        .execute(params![id, later.due.max(soonest)])?;
     Ok(())
 }
 
