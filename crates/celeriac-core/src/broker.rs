@@ -95,7 +95,8 @@ pub trait Session: Send {
     async fn publish(&mut self, queue: &str, message: &Message) -> Result<(), Error>;
 
     /// Messages that wait for their moment in the delay store, at most `count`, the earliest first:
-    /// those of the queues that are consumed. Nothing where the store can't be looked into.
+    /// those of the queues that are consumed. Where the store can't be looked into, those that this
+    /// worker has stored.
     async fn delayed(&mut self, _count: usize) -> Result<Vec<Delayed>, Error> {
         Ok(Vec::new())
     }

@@ -5,10 +5,10 @@
 //! Celery: it is not acknowledged, and comes again should this process die.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use celeriac_core::broker::{Delay, DeliveryTag, Error, Fate, Settlement};
+use celeriac_core::broker::{Delay, Delayed, DeliveryTag, Error, Fate, Settlement};
 use celeriac_core::queue::Queue;
 use jiff::Timestamp;
 use tokio::sync::oneshot::error::TryRecvError;
@@ -18,6 +18,7 @@ use super::delayed;
 use super::error::broker_error;
 use super::message::{self, Arrived};
 use super::publisher::{self, Publisher};
+use super::remembered::{self, Remembered};
 use super::session::AmqpSession;
 use super::wire::connection::{Confirmation, Confirmed};
 use super::wire::failure::Failure;
@@ -32,7 +33,6 @@ const MOST_HELD: usize = 20_000;
 const OFFERED_AGAIN: Duration = Duration::from_secs(30);
 
 /// What a session knows of messages that it delays.
-#[derive(Default)]
 pub(super) struct Delays {
     /// Whether the levels are there; `None` until they are needed.
     levels: Option<bool>,
@@ -46,6 +46,13 @@ pub(super) struct Delays {
     held: BTreeMap<(Timestamp, DeliveryTag), Late>,
     /// When what waits here is offered to the server again.
     offer_at: Option<Instant>,
+    /// What the server has taken.
+    remembered: Arc<Mutex<Remembered>>,
+}
+
+/// Nothing panics while it is locked.
+fn locked(remembered: &Mutex<Remembered>) -> MutexGuard<'_, Remembered> {
+    remembered.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A message that is to come later.
@@ -62,6 +69,36 @@ struct Storing {
 }
 
 impl Delays {
+    /// Knows of nothing yet, and takes note in `remembered` of what the server takes.
+    pub(super) fn new(remembered: Arc<Mutex<Remembered>>) -> Self {
+        Self {
+            levels: None,
+            bound: HashMap::new(),
+            storing: VecDeque::new(),
+            settled: Vec::new(),
+            held: BTreeMap::new(),
+            offer_at: None,
+            remembered,
+        }
+    }
+
+    /// Messages of some queues that come later, the first to come: those that were stored, and those
+    /// that wait here.
+    pub(super) fn first(&self, count: usize, is_meant: impl Fn(&str) -> bool) -> Vec<Delayed> {
+        let mut first = locked(&self.remembered).first(count, &is_meant, Timestamp::now());
+        let held = self.held.iter().filter_map(|((until, _), late)| {
+            let Arrived {
+                queue, delivery, ..
+            } = &late.arrived;
+            let is_meant = is_meant(queue);
+            is_meant.then(|| remembered::listed(*until, queue, delivery))?
+        });
+        first.extend(held.take(count));
+        first.sort_by_key(|delayed| delayed.until);
+        first.truncate(count);
+        first
+    }
+
     /// Takes a message that waited here and whose moment has come.
     pub(super) fn take_due(&mut self) -> Option<Arrived> {
         let first = self.held.first_entry()?;
@@ -103,10 +140,21 @@ impl Delays {
     fn confirmed(&mut self, storing: Storing, confirmation: Confirmation) {
         let (exchange, routing_key) = &storing.way;
         match publisher::taken(confirmation, exchange, routing_key) {
-            Ok(()) => self.settled.push(Settlement {
-                tag: storing.late.tag,
-                fate: Fate::Ack,
-            }),
+            Ok(()) => {
+                let Late {
+                    tag,
+                    delay,
+                    arrived,
+                } = &storing.late;
+                if let Some(until) = delay.until {
+                    let now = Timestamp::now();
+                    locked(&self.remembered).add(until, &arrived.queue, &arrived.delivery, now);
+                }
+                self.settled.push(Settlement {
+                    tag: *tag,
+                    fate: Fate::Ack,
+                });
+            }
             Err(error) => {
                 // Whoever took the levels away may bring them back.
                 self.levels = None;

@@ -59,6 +59,7 @@ mod error;
 mod link;
 mod message;
 mod publisher;
+mod remembered;
 mod route;
 mod session;
 mod table;
@@ -68,8 +69,8 @@ pub(crate) use wire::fuzzing;
 mod wire;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use celeriac_core::broker::{Broker, Capabilities, Error, Session};
@@ -78,6 +79,7 @@ use celeriac_net::ServerUrl;
 
 use crate::open::Options;
 use link::Address;
+use remembered::Remembered;
 
 /// One RabbitMQ server, or another that speaks AMQP 0-9-1, as a broker.
 pub struct AmqpBroker {
@@ -97,6 +99,8 @@ struct Shared {
     has_quorum_queues: bool,
     /// Whether the server has refused a limit for a whole channel.
     refuses_channel_limits: AtomicBool,
+    /// What was put into the delay store.
+    remembered: Arc<Mutex<Remembered>>,
 }
 
 impl AmqpBroker {
@@ -115,6 +119,7 @@ impl AmqpBroker {
             detects_quorum_queues: options.detects_quorum_queues,
             has_quorum_queues: options.has_quorum_queues,
             refuses_channel_limits: AtomicBool::new(false),
+            remembered: Arc::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),

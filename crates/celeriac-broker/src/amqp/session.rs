@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use celeriac_core::broker::{
-    Delivery, DeliveryTag, Error, ErrorKind, Fate, Maintained, Session, Settlement, Want,
+    Delayed, Delivery, DeliveryTag, Error, ErrorKind, Fate, Maintained, Session, Settlement, Want,
 };
 use celeriac_core::dead_letter::{Bounds, DeadLetter};
 use celeriac_core::queue::Queue;
@@ -82,7 +82,6 @@ impl AmqpSession {
         };
         Ok(Self {
             widening: Widening::new(limits == Limits::Consumer, now),
-            shared,
             link,
             channel,
             asking: None,
@@ -95,7 +94,8 @@ impl AmqpSession {
             is_held_back: true,
             outstanding: BTreeMap::new(),
             handed: HashMap::new(),
-            delays: Delays::default(),
+            delays: Delays::new(Arc::clone(&shared.remembered)),
+            shared,
             flow: Flow::default(),
             next_consumer: 1,
             declared: Vec::new(),
@@ -489,6 +489,14 @@ impl Session for AmqpSession {
             .await?
             .publish("", queue, message)
             .await
+    }
+
+    async fn delayed(&mut self, count: usize) -> Result<Vec<Delayed>, Error> {
+        let is_consumed = |queue: &str| {
+            let mut consumed = self.subscriptions.iter();
+            consumed.any(|subscription| &*subscription.name == queue)
+        };
+        Ok(self.delays.first(count, is_consumed))
     }
 
     async fn bury(&mut self, letter: &DeadLetter, bounds: Bounds) -> Result<(), Error> {

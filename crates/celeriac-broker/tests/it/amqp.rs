@@ -73,7 +73,7 @@ impl Fixture for Rabbit {
 
     fn ways(&self) -> Ways {
         Ways {
-            hides_delayed: true,
+            keeps_delayed: true,
             gives_back: if self.kind == "classic" {
                 GivesBack::InPlace
             } else {

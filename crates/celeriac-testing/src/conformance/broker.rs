@@ -51,8 +51,8 @@ pub struct Ways {
     pub has_no_priorities: bool,
     /// Headers hold no `NaN`.
     pub knows_no_nan: bool,
-    /// The delay store can't be looked into.
-    pub hides_delayed: bool,
+    /// Messages can't be taken out of the delay store before their time.
+    pub keeps_delayed: bool,
 }
 
 /// Runs the whole suite.
