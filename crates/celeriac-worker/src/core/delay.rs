@@ -16,8 +16,9 @@ use super::Core;
 const SOON: SignedDuration = SignedDuration::from_secs(2);
 /// How many requests may be held although they come soon.
 const HELD: usize = 10_000;
-/// Between the first two looks for a worker that knows a task, and between the last ones.
-const NEXT_LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// Between the first two looks for a worker that knows a task, and between the last ones: where one
+/// of ten workers knows it, each look finds that one by chance.
+const NEXT_LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
 
 impl Core {
     /// Whether a request that waits for its ETA goes to the delay store.
@@ -61,9 +62,9 @@ mod tests {
         for (now, next) in [
             (0, Some(1)),
             (1, Some(2)),
-            (4, Some(8)),
-            (30, Some(40)),
-            (55, Some(60)),
+            (4, Some(6)),
+            (30, Some(32)),
+            (59, Some(60)),
         ] {
             assert_eq!(next_look(at(0), minute, at(now)), next.map(at), "{now}");
         }
