@@ -18,6 +18,8 @@ use crate::interpreter::interpreter;
 
 /// The command that `celeriac.host.client` adds to Celery's.
 const COMMAND: &str = "celeriac-broker";
+/// What stands before its answer, among all that the app may print.
+const ANSWER: &str = "celeriac-broker: ";
 
 /// A setting that can't be worked with.
 #[derive(Debug, PartialEq, Eq)]
@@ -72,10 +74,13 @@ impl AppBroker {
         if !output.status.success() {
             return Err(silent());
         }
-        // The app may have something to say while it is imported.
+        // The app may have something to say while it is imported, and when it ends.
         let said = String::from_utf8_lossy(&output.stdout);
-        let last = said.lines().last().ok_or_else(silent)?;
-        serde_json::from_str(last).map_err(|error| Failure::new(format!("{last:?}: {error}")))
+        let mut lines = said.lines();
+        let answer = lines.find_map(|line| line.strip_prefix(ANSWER));
+        let answer = answer.ok_or_else(silent)?;
+        celeriac_config::read(answer.as_bytes())
+            .map_err(|misfit| Failure::new(format!("The app's broker is not known: {misfit}")))
     }
 
     /// Connects to the first of the app's brokers that can be reached, with its queues subscribed to.

@@ -5,7 +5,9 @@
 //! plain struct, and read nothing else. Not for: command lines (`celeriac-cli`).
 
 pub mod description;
+mod misfit;
 pub mod task;
 
 pub use description::Description;
+pub use misfit::{Misfit, read};
 pub use task::TaskOptions;

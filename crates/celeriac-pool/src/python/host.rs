@@ -58,8 +58,8 @@ pub enum StartError {
         /// The interpreter.
         python: PathBuf,
     },
-    /// The interpreter said something that makes no sense.
-    #[error("the Python process said something unexpected: {0}")]
+    /// What the app says of itself makes no sense.
+    #[error("{0}")]
     Protocol(String),
 }
 
@@ -182,7 +182,7 @@ fn read_answer(answer: &Bytes) -> Result<Description, StartError> {
         Ready(Box<Description>),
         Failed(Refusal),
     }
-    match serde_json::from_slice(answer) {
+    match celeriac_config::read(answer) {
         Ok(Answer::Ready(description)) => Ok(*description),
         Ok(Answer::Failed(refusal)) => Err(StartError::Refused(refusal)),
         Err(error) => Err(StartError::Protocol(error.to_string())),
