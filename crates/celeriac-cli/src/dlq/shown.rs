@@ -13,6 +13,15 @@ pub(super) fn count(number: u64) -> String {
     }
 }
 
+/// Somebody else's text without what a terminal would obey.
+fn plain(text: &str) -> String {
+    let shown = |character: char| match character {
+        _ if character.is_control() => character.escape_default().to_string(),
+        _ => character.to_string(),
+    };
+    text.chars().map(shown).collect()
+}
+
 /// A line for each; `beyond` more are not shown.
 pub(super) fn list(letters: &[&DeadLetter], beyond: usize) -> String {
     if letters.is_empty() {
@@ -22,9 +31,9 @@ pub(super) fn list(letters: &[&DeadLetter], beyond: usize) -> String {
         .iter()
         .map(|letter| {
             [
-                letter.id.clone(),
-                letter.task.clone().unwrap_or_else(|| "-".to_owned()),
-                letter.queue.clone(),
+                plain(&letter.id),
+                plain(letter.task.as_deref().unwrap_or("-")),
+                plain(&letter.queue),
                 letter.cause.to_string(),
                 letter.attempts.to_string(),
                 letter.died_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
@@ -56,7 +65,7 @@ pub(super) fn list(letters: &[&DeadLetter], beyond: usize) -> String {
 pub(super) fn in_full(letter: &DeadLetter) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
-        let _ = writeln!(text, "{name:<12} {value}");
+        let _ = writeln!(text, "{name:<12} {}", plain(value));
     };
     line("id", &letter.id);
     line("task", letter.task.as_deref().unwrap_or("-"));
@@ -89,7 +98,7 @@ pub(super) fn in_full(letter: &DeadLetter) -> String {
     if !remains.log.is_empty() {
         let _ = writeln!(text, "last lines");
         for said in &remains.log {
-            let _ = writeln!(text, "    {said}");
+            let _ = writeln!(text, "    {}", plain(said));
         }
     }
     let (kind, content) = match &letter.message {
@@ -146,6 +155,19 @@ pub(super) mod tests {
             (count(1), count(0)),
             ("1 dead letter".into(), "0 dead letters".into())
         );
+    }
+
+    #[test]
+    fn a_terminal_obeys_nothing_that_a_client_has_sent() {
+        let mut letter = letter("1\n2  evil", "\u{1b}]0;title\u{7}");
+        letter.reason = "first\nsecond \u{9b}31m".to_owned();
+        letter.remains.log = vec!["\u{1b}[2J".to_owned()];
+        let listed = list(&[&letter], 0);
+        assert_eq!(listed.lines().count(), 2, "{listed}");
+        for text in [listed, in_full(&letter)] {
+            let unsafe_ones = text.chars().filter(|c| c.is_control() && *c != '\n');
+            assert_eq!(unsafe_ones.count(), 0, "{text:?}");
+        }
     }
 
     #[test]
