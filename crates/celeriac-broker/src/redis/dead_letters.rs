@@ -1,13 +1,30 @@
 //! Dead letters: a hash of records, and their ids by the moment of their death.
 
+use bytes::Bytes;
 use celeriac_core::broker::Error;
 use celeriac_core::dead_letter::{Bounds, Content, DeadLetter};
 use celeriac_protocol::envelope;
 use redis::{cmd, pipe};
+use uuid::Uuid;
 
 use super::error::broker_error;
 use super::scripts::{BURY, REPLAY, TAGS_PER_CALL};
 use super::session::RedisSession;
+
+/// What is put into a list for a letter, and its priority. It has a tag of its own: kombu keeps what
+/// it has fetched by that.
+fn replayed_item(content: &Content) -> (Bytes, u8) {
+    let item = content.bytes();
+    let message = match content {
+        Content::Envelope(_) => envelope::decode(&item).ok(),
+        Content::Raw(_) => None,
+    };
+    let Some(message) = message else {
+        return (item, 0);
+    };
+    let tag = Uuid::new_v4().to_string();
+    (envelope::encode(&message, &tag).into(), message.priority())
+}
 
 impl RedisSession {
     pub(super) async fn bury_letter(
@@ -70,13 +87,7 @@ impl RedisSession {
             call.key(&self.shared.keys.dead)
                 .key(&self.shared.keys.dead_index);
             for letter in &letters {
-                let item = letter.message.bytes();
-                let priority = match letter.message {
-                    Content::Envelope(_) => {
-                        envelope::decode(&item).map_or(0, |message| message.priority())
-                    }
-                    Content::Raw(_) => 0,
-                };
+                let (item, priority) = replayed_item(&letter.message);
                 call.key(self.shared.keys.list_for_priority(&letter.queue, priority))
                     .arg(&letter.id)
                     .arg(&item[..]);

@@ -24,7 +24,7 @@ mod rollback;
 mod scripts;
 mod session;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,6 +38,7 @@ use celeriac_core::limit::SharedLimitStore;
 use celeriac_net::ServerUrl;
 use celeriac_net::redis::{InvalidAddress, RedisAddress, RedisServer};
 use celeriac_net::sentinel::Sentinels;
+use jiff::Timestamp;
 
 use crate::open::Options;
 use fanout::Fanout;
@@ -81,7 +82,13 @@ struct Shared {
     /// The server that was connected last, by the name that it gives itself when it starts.
     run_id: Mutex<String>,
     was_connected: AtomicBool,
+    /// Fanout messages that wait for their moment. As all fanout messages they are in no store; they
+    /// outlive a connection.
+    waiting: Mutex<Waiting>,
 }
+
+/// By their moment and a tag that they came with: the pattern of their channel, and themselves.
+type Waiting = BTreeMap<(Timestamp, u64), (String, Bytes)>;
 
 /// Where a claimed message came from.
 #[derive(Debug, Clone)]
@@ -158,6 +165,7 @@ impl RedisBroker {
             settled: Mutex::default(),
             run_id: Mutex::default(),
             was_connected: AtomicBool::new(false),
+            waiting: Mutex::default(),
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -185,6 +193,11 @@ impl Shared {
             .strip_prefix(':')?
             .parse()
             .ok()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing panics while it is held.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn claimed(&self) -> MutexGuard<'_, HashMap<u64, Claim>> {

@@ -1,6 +1,6 @@
 //! One connection: claiming, settling, waiting.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,8 +52,6 @@ pub(super) struct RedisSession {
     pub(super) strays: HashSet<String>,
     /// Fanout messages that were handed out, to be handed out again where they are given back.
     handed_out: HashMap<u64, (String, Bytes)>,
-    /// Those that wait for their moment. As any fanout message they are in no store.
-    waiting: BTreeMap<(Timestamp, u64), (String, Bytes)>,
 }
 
 /// A queue that is consumed.
@@ -126,7 +124,6 @@ impl RedisSession {
             recheck_claims: None,
             strays: HashSet::new(),
             handed_out: HashMap::new(),
-            waiting: BTreeMap::new(),
         })
     }
 
@@ -280,13 +277,13 @@ impl RedisSession {
 
     /// How many fanout messages wait for their moment.
     pub(super) fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.shared.waiting().len()
     }
 
     /// Has fanout messages come whose moment is there; tells how long until the next.
     pub(super) fn fanout_comes_due(&mut self) -> Option<Duration> {
         let now = Timestamp::now();
-        while let Some(entry) = self.waiting.first_entry() {
+        while let Some(entry) = self.shared.waiting().first_entry() {
             if entry.key().0 > now {
                 let wait = entry.key().0.duration_since(now);
                 return Some(Duration::try_from(wait).unwrap_or_default());
@@ -329,7 +326,7 @@ impl RedisSession {
                     match delay.until {
                         Some(until) => {
                             let place = (until, settlement.tag.0);
-                            self.waiting.insert(place, (pattern, raw));
+                            self.shared.waiting().insert(place, (pattern, raw));
                         }
                         None => self.pushes.messages().push_back((pattern, raw)),
                     }
