@@ -167,8 +167,7 @@ pub fn with_marks(text: &str, marks: Marks) -> Cow<'_, str> {
     let Ok(mut envelope) = Object::parse(text) else {
         return Cow::Borrowed(text);
     };
-    let marked = envelope.get("headers").map(|headers| marks.write(headers));
-    let Some(Cow::Owned(marked)) = marked else {
+    let Cow::Owned(marked) = marks.write(headers_of(&envelope)) else {
         return Cow::Borrowed(text);
     };
     envelope.set("headers", marked);
@@ -180,13 +179,19 @@ pub fn with_a_death(text: &str) -> Cow<'_, str> {
     let Ok(envelope) = Object::parse(text) else {
         return Cow::Borrowed(text);
     };
-    let headers = envelope.get("headers").map(Object::parse);
-    let Some(Ok(headers)) = headers else {
+    let Ok(headers) = Object::parse(headers_of(&envelope)) else {
         return Cow::Borrowed(text);
     };
     let marks = Marks::read(&headers);
     let deaths = marks.deaths.saturating_add(1);
     with_marks(text, Marks { deaths, ..marks })
+}
+
+/// The headers of an envelope: none where they are left out or `null`, as clients in other languages
+/// have them that send none.
+fn headers_of<'e>(envelope: &'e Object<'_>) -> &'e str {
+    let headers = envelope.get("headers").filter(|raw| json::is_truthy(raw));
+    headers.unwrap_or("{}")
 }
 
 fn decode_body(body: &str, encoding: Option<&str>) -> Result<Bytes, Undecodable> {
@@ -308,6 +313,16 @@ mod tests {
         let message = decode_text(&again).unwrap();
         assert_eq!(Marks::of(&message).deaths, 2);
         assert_eq!(with_a_death("no envelope"), "no envelope");
+    }
+
+    #[test]
+    fn an_envelope_without_headers_is_marked_as_well() {
+        for headers in ["", r#""headers": null, "#, r#""headers": {}, "#] {
+            let text = format!(r#"{{"body": "", {headers}"properties": {{}}}}"#);
+            let twice = with_a_death(&with_a_death(&text)).into_owned();
+            let message = decode_text(&twice).unwrap();
+            assert_eq!(Marks::of(&message).deaths, 2, "{text}");
+        }
     }
 
     #[test]
