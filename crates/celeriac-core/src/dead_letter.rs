@@ -157,6 +157,17 @@ impl Content {
         }
     }
 
+    /// An id for a message that has none: the same whenever it comes.
+    pub fn id_of_message(message: &Message) -> String {
+        let headers = Marks::default().write(&message.headers);
+        let parts = [
+            headers.as_bytes(),
+            message.properties.as_bytes(),
+            &message.body,
+        ];
+        Self::id_of(&parts.concat())
+    }
+
     /// An id for what has none.
     pub fn id_of(bytes: &[u8]) -> String {
         let mut hasher = DefaultHasher::new();

@@ -23,6 +23,9 @@ pub struct Marks {
     /// The turn that a rate limit has reserved for it: microseconds since 1970 by the clock of the
     /// limit's store.
     pub turn: Option<i64>,
+    /// When it was put back as a dead letter, in microseconds since 1970: it is another message than
+    /// the one that was given up. Only where messages are known by what they hold.
+    pub replayed: Option<i64>,
 }
 
 impl Marks {
@@ -44,6 +47,7 @@ impl Marks {
             unknown_since: number("unknown_since"),
             told: marks.get("told").is_some_and(json::is_truthy),
             turn: number("turn"),
+            replayed: number("replayed"),
         }
     }
 
@@ -77,6 +81,9 @@ impl Marks {
         if let Some(turn) = self.turn {
             marks.set("turn", turn.to_string());
         }
+        if let Some(moment) = self.replayed {
+            marks.set("replayed", moment.to_string());
+        }
         marks.to_string()
     }
 }
@@ -104,6 +111,7 @@ mod tests {
                 unknown_since: Some(1_764_000_000),
                 told: true,
                 turn: Some(1_764_000_000_123_456),
+                replayed: Some(1_764_000_000_123_456),
             },
             Marks {
                 told: true,

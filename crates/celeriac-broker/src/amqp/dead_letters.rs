@@ -10,7 +10,7 @@ use std::time::Duration;
 use celeriac_core::broker::{Error, ErrorKind};
 use celeriac_core::dead_letter::{Bounds, Content, DeadLetter};
 use celeriac_core::queue::Queue;
-use celeriac_protocol::{DeliveryInfo, Message, envelope, json};
+use celeriac_protocol::{DeliveryInfo, Marks, Message, envelope, json};
 use jiff::Timestamp;
 use serde_json::Map;
 use tokio::time::timeout;
@@ -76,7 +76,7 @@ impl AmqpSession {
                 continue;
             };
             if replayed.insert(letter.id.clone()) {
-                self.publish_in_time("", &letter.queue, &first_message(&letter)?)
+                self.publish_in_time("", &letter.queue, &replayed_message(&letter)?)
                     .await?;
             }
             acknowledge(&channel, taken.tag)?;
@@ -153,6 +153,18 @@ fn message(letter: &DeadLetter, expiration: Duration) -> Message {
 fn expiration(letter: &DeadLetter, age: Duration, now: Timestamp) -> Duration {
     let elapsed = Duration::try_from(now.duration_since(letter.died_at)).unwrap_or_default();
     age.saturating_sub(elapsed).min(LONGEST)
+}
+
+/// The message of a letter as it first came, but for a mark: a worker that has given it up knows it
+/// by what it holds, and would acknowledge it as done.
+fn replayed_message(letter: &DeadLetter) -> Result<Message, Error> {
+    let mut message = first_message(letter)?;
+    let marks = Marks {
+        replayed: Some(Timestamp::now().as_microsecond()),
+        ..Marks::default()
+    };
+    message.headers = marks.write(&message.headers).into_owned().into();
+    Ok(message)
 }
 
 /// The message of a letter as it first came.

@@ -38,7 +38,7 @@ const FOUND: usize = 256;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Identity {
     id: ByteString,
-    /// Task, retries, ETA, body, and what a task that replaces itself changes.
+    /// Task, retries, ETA, body, when it was replayed, and what a task that replaces itself changes.
     hash: u64,
 }
 
@@ -46,6 +46,7 @@ impl Identity {
     fn of(head: &Head, message: &Message) -> Self {
         let mut hasher = DefaultHasher::new();
         (&head.task, head.retries, head.eta, &message.body[..]).hash(&mut hasher);
+        head.marks.replayed.hash(&mut hasher);
         let headers = Object::parse(&message.headers).unwrap_or_default();
         for name in ["replaced_task_nesting", "parent_id"] {
             headers.get(name).hash(&mut hasher);

@@ -1,5 +1,6 @@
 //! Messages that nothing can be done with become dead letters.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,17 +66,12 @@ impl Core {
         let headers = Object::parse(&message.headers).unwrap_or_default();
         let text = |name| headers.get(name).and_then(json::as_str);
         let (id, task) = (text("id"), text("task"));
+        // Whoever sends no ids may send the same body often.
+        let id = id.map_or_else(|| Content::id_of_message(message), Cow::into_owned);
         let content = Content::message(message);
         let body = message.body.clone();
         let queue = Arc::clone(&arrival.queue);
-        self.bury(
-            id.as_deref(),
-            task.as_deref(),
-            &queue,
-            content,
-            &body,
-            death,
-        );
+        self.bury(Some(&id), task.as_deref(), &queue, content, &body, death);
     }
 
     /// Keeps a request's message.
@@ -83,6 +79,10 @@ impl Core {
         let Some(request) = self.requests.get(&key) else {
             return;
         };
+        if request.is_taken {
+            // It is another worker's, which may have done it.
+            return;
+        }
         let content = Content::message(&request.message);
         let (id, task) = (request.head.id.clone(), request.head.task.clone());
         let (queue, body) = (Arc::clone(&request.queue), request.message.body.clone());

@@ -35,6 +35,8 @@ pub(super) struct Loss {
     /// What the task raised `SystemExit` with, if it did.
     status: Option<i32>,
     retries_are_spent: bool,
+    /// Whether it has killed so many that it is not sent again either.
+    is_given_up: bool,
     cause: Cause,
     remains: Remains,
     /// Whether the worker ended it: then it runs again, unless it had succeeded.
@@ -142,6 +144,7 @@ impl Core {
                 time_start: seconds(since),
                 status: Some(status),
                 retries_are_spent: false,
+                is_given_up: false,
                 is_cancelled: false,
                 cause: Cause::Exited,
                 remains: Remains {
@@ -345,6 +348,7 @@ impl Core {
             time_start: seconds(since),
             status: None,
             retries_are_spent: false,
+            is_given_up: false,
             is_cancelled,
             cause: death::cause(cause, evidence),
             remains: remains(evidence),
@@ -386,13 +390,13 @@ impl Core {
             time_start: seconds(self.read_at.wall),
             status: None,
             retries_are_spent: true,
+            is_given_up: true,
             is_cancelled: false,
             cause: Cause::WorkerLost,
             remains: Remains::default(),
         };
-        self.set_stage(key, Stage::Concluding);
-        self.losses.insert(key, loss);
-        self.fail_lost(key);
+        // Its worker may have died between its success and the acknowledgement.
+        self.begin_loss(key, loss);
     }
 
     /// One more thing has happened to a task that was revoked while it ran. When its process is gone
@@ -439,6 +443,7 @@ impl Core {
             time_start: seconds(since),
             status: None,
             retries_are_spent: false,
+            is_given_up: false,
             is_cancelled: false,
             cause: Cause::WorkerLost,
             remains: Remains::default(),
@@ -451,7 +456,8 @@ impl Core {
         let Some(request) = self.requests.get(&key) else {
             return;
         };
-        (_, loss.retries_are_spent) = disposition::retry_lost(&request.task, request.head.retries);
+        let (_, are_spent) = disposition::retry_lost(&request.task, request.head.retries);
+        loss.retries_are_spent |= are_spent;
         let asks = !request.ignores_result();
         let message = Arc::clone(&request.message);
         self.losses.insert(key, loss);
@@ -474,7 +480,8 @@ impl Core {
         if loss.is_cancelled {
             return self.cancelled(key);
         }
-        if disposition::retry_lost(&request.task, request.head.retries).0 {
+        let may_retry = disposition::retry_lost(&request.task, request.head.retries).0;
+        if may_retry && !loss.is_given_up {
             let message = Arc::clone(&request.message);
             let call = HookCall::RetryLost {
                 message,

@@ -591,6 +591,9 @@ impl Core {
             Fate::Delay(delay) => known.is_some_and(|known| delay.marks.deaths > known),
             fate => fate == Fate::Requeue,
         };
+        if settlement.is_some() && requeue {
+            self.limited_retried(key);
+        }
         if settlement.is_some() && (requeue || fate == Fate::Reject) {
             self.task_event(key, &TaskEvent::Rejected { requeue }, self.read_at);
         }

@@ -177,11 +177,22 @@ fn what_has_killed_its_workers_does_not_run_again() {
     let mut scene = scene(late());
     scene.deliver(1, json!({"celeriac": {"deaths": 3}}));
     assert_eq!(scene.jobs.len(), 0);
+    // Had it succeeded when the last of them died?
+    scene.answer(Ok(Value::Bool(false)));
     let [letter] = &letters(&scene)[..] else {
         panic!("it is buried once")
     };
     assert_eq!((letter.cause, letter.attempts), (Cause::WorkerLost, 3));
     scene.answer(Ok(Value::Null));
+    assert_eq!(scene.settled, [(1, Fate::Ack)]);
+}
+
+#[test]
+fn what_had_succeeded_when_its_last_worker_died_is_no_dead_letter() {
+    let mut scene = scene(late());
+    scene.deliver(1, json!({"celeriac": {"deaths": 3}}));
+    scene.answer(Ok(Value::Bool(true)));
+    assert!(letters(&scene).is_empty());
     assert_eq!(scene.settled, [(1, Fate::Ack)]);
 }
 
