@@ -51,6 +51,10 @@ class Broker(Protocol):
     def close(self) -> None: ...
 
 
+#: Where celeriac keeps dead letters on RabbitMQ.
+DEAD_LETTERS = "celeriac.dead"
+
+
 class Redis:
     visibility_timeout: float | None = 30.0
     without: Set[str] = frozenset()
@@ -152,7 +156,8 @@ class RabbitMQ:
         if ready is None or ready.ready:
             return 1
         messages = self._server.queues(self._vhost, "messages")
-        return sum(int(count) for (count,) in messages.values())
+        # Dead letters stay.
+        return sum(int(count) for name, (count,) in messages.items() if name != DEAD_LETTERS)
 
     def lost_by_celery(self, tasks: list[str]) -> set[str]:
         return set()
