@@ -99,7 +99,10 @@ async fn what_is_replayed_is_as_it_first_was(fixture: &dyn Fixture, session: &mu
     let deliveries = fetch(&mut *consumer, 1).await;
     assert_eq!(numbers(&deliveries), [5]);
     let back = deliveries[0].message.as_ref().unwrap();
-    assert_eq!((&back.body, &back.headers), (&sent.body, &sent.headers));
+    assert_eq!(back.body, sent.body);
+    // But for a mark that it was replayed, which no task sees, and none of those that it had.
+    assert_eq!(Marks::of(back).deaths, 0);
+    assert_eq!(Marks::default().write(&back.headers), &*sent.headers);
     assert_eq!(back.content_type, sent.content_type);
     assert!(!back.delivery_info.redelivered);
     consumer
