@@ -28,7 +28,7 @@ const CONFIRMED_WITHIN: Duration = Duration::from_secs(5);
 /// How many messages may be published and not confirmed: a server that says nothing gets no more.
 const MOST_STORING: usize = 1024;
 /// While more than this wait here, nothing further is fetched.
-const MOST_HELD: usize = 20_000;
+pub(super) const MOST_HELD: usize = if cfg!(test) { 3 } else { 20_000 };
 /// How long to wait before what the server did not take is offered to it again.
 const OFFERED_AGAIN: Duration = Duration::from_secs(30);
 

@@ -324,6 +324,12 @@ impl AmqpSession {
         credit.saturating_sub(self.inbox.len())
     }
 
+    /// Whether the next exchange lets something come that the last one did not. While too many are
+    /// held it does not: whoever waits has to wait for one of them, or they go round for nothing.
+    fn awaits_credit(&self) -> bool {
+        self.is_held_back && !self.delays.is_full()
+    }
+
     /// Waits until something has come into the inbox.
     async fn arriving(&mut self) -> Result<(), Error> {
         poll_fn(|context| self.poll_collect(context)).await
@@ -421,7 +427,7 @@ impl Session for AmqpSession {
 
     async fn wait(&mut self) -> Result<(), Error> {
         // Whoever waits wants something now: the server has to hear of it first.
-        if std::mem::take(&mut self.is_fresh) || self.is_held_back {
+        if std::mem::take(&mut self.is_fresh) || self.awaits_credit() {
             return self.check();
         }
         let poll = Instant::now() + self.delays.next().map_or(POLL, |next| next.min(POLL));
@@ -524,5 +530,77 @@ impl Session for AmqpSession {
         let released = self.empty_inbox(|_| true);
         self.settle(&released)?;
         self.link.close().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use celeriac_core::broker::{Broker as _, Delay};
+    use celeriac_net::ServerUrl;
+    use celeriac_protocol::{DeliveryInfo, Marks};
+    use celeriac_testing::server::RabbitMqServer;
+    use jiff::{SignedDuration, Timestamp};
+    use tokio::time::timeout;
+
+    use super::super::AmqpBroker;
+    use super::super::delays::MOST_HELD;
+    use super::*;
+
+    const ONE: Want = Want {
+        runnable: 1,
+        total: 1,
+    };
+
+    fn message() -> Message {
+        Message {
+            body: "[]".into(),
+            content_type: Some("application/json".into()),
+            content_encoding: Some("utf-8".into()),
+            headers: r#"{"id": "1"}"#.into(),
+            properties: "{}".into(),
+            delivery_info: DeliveryInfo::default(),
+        }
+    }
+
+    async fn fetch(session: &mut dyn Session, settlements: &[Settlement]) -> Vec<Delivery> {
+        let mut fetched = session.exchange(settlements, ONE).await.unwrap();
+        while fetched.is_empty() {
+            session.wait().await.unwrap();
+            fetched = session.exchange(&[], ONE).await.unwrap();
+        }
+        fetched
+    }
+
+    #[tokio::test]
+    async fn who_holds_all_that_may_be_held_waits_for_the_first_of_them() {
+        let server = RabbitMqServer::shared();
+        let url = ServerUrl::parse(&server.url(&server.vhost())).unwrap();
+        let broker = AmqpBroker::new(&url, &crate::open::Options::default()).unwrap();
+        let mut session = broker.connect().await.unwrap();
+        // Messages of a queue that may be gone by then wait in the worker.
+        let mut queue = Queue::direct("q");
+        queue.durable = false;
+        session.declare(&queue).await.unwrap();
+        session.subscribe(&queue).await.unwrap();
+        for _ in 0..=MOST_HELD {
+            session.publish("q", &message()).await.unwrap();
+        }
+        let until = Some(Timestamp::now() + SignedDuration::from_secs(3));
+        let marks = Marks::default();
+        let later = Fate::Delay(Delay { until, marks });
+        let mut settlements = Vec::new();
+        for _ in 0..MOST_HELD {
+            let fetched = fetch(&mut *session, &settlements).await;
+            let tag = fetched[0].tag;
+            settlements = vec![Settlement { tag, fate: later }];
+        }
+        // One waits in the queue, and is not let come.
+        assert_eq!(session.exchange(&settlements, ONE).await.unwrap().len(), 0);
+        let at_once = timeout(Duration::from_millis(200), session.wait()).await;
+        assert!(at_once.is_err(), "there is nothing to do");
+        let due = timeout(Duration::from_secs(20), session.wait()).await;
+        due.unwrap().unwrap();
+        assert_eq!(session.exchange(&[], ONE).await.unwrap().len(), 1);
+        session.close().await.unwrap();
     }
 }
