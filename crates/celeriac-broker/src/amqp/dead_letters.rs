@@ -16,6 +16,7 @@ use serde_json::Map;
 use tokio::time::timeout;
 
 use super::error::{broker_error, unsayable};
+use super::publisher::Publisher;
 use super::session::AmqpSession;
 use super::topology;
 use super::wire::connection::{Arrival, Channel, Delivery};
@@ -24,8 +25,10 @@ use super::wire::method::{self, Declared};
 
 /// The queue of dead letters.
 const QUEUE: &str = "celeriac.dead";
-/// How long the server may take to confirm that it has a letter.
-const CONFIRMED_WITHIN: Duration = Duration::from_secs(20);
+/// How long the server may take to confirm that it has a letter: consuming waits for it.
+const BURIED_WITHIN: Duration = Duration::from_secs(5);
+/// The same for a message that whoever replays it waits for.
+const REPLAYED_WITHIN: Duration = Duration::from_secs(20);
 /// RabbitMQ's longest expiration: 2^32 - 1 ms.
 const LONGEST: Duration = Duration::from_millis(u32::MAX as u64);
 /// How many letters are asked for at once.
@@ -44,10 +47,14 @@ impl AmqpSession {
         letter: &DeadLetter,
         bounds: Bounds,
     ) -> Result<(), Error> {
+        if self.publisher.as_ref().is_some_and(Publisher::is_blocked) {
+            // It would lie on the connection, and be there twice when it is tried again.
+            return Err(unconfirmed());
+        }
         let channel = self.link.channel().await?;
         topology::declare_queue(&channel, &queue()).await?;
         let expiration = expiration(letter, bounds.age, Timestamp::now());
-        self.publish_in_time("", QUEUE, &message(letter, expiration))
+        self.publish_in_time("", QUEUE, &message(letter, expiration), BURIED_WITHIN)
             .await?;
         make_room(&channel, bounds.number).await
     }
@@ -76,7 +83,8 @@ impl AmqpSession {
                 continue;
             };
             if replayed.insert(letter.id.clone()) {
-                self.publish_in_time("", &letter.queue, &replayed_message(&letter)?)
+                let message = replayed_message(&letter)?;
+                self.publish_in_time("", &letter.queue, &message, REPLAYED_WITHIN)
                     .await?;
             }
             acknowledge(&channel, taken.tag)?;
@@ -105,19 +113,21 @@ impl AmqpSession {
         exchange: &str,
         routing_key: &str,
         message: &Message,
+        within: Duration,
     ) -> Result<(), Error> {
         let publishing = async {
             let publisher = self.open_publisher().await?;
             publisher.publish(exchange, routing_key, message).await
         };
-        timeout(CONFIRMED_WITHIN, publishing)
+        timeout(within, publishing)
             .await
-            .unwrap_or_else(|_| {
-                let text = "RabbitMQ does not confirm that it has taken a message";
-                Err(Error::new(ErrorKind::Full, text)
-                    .with_hint("see its log for an alarm of memory or disk space"))
-            })
+            .unwrap_or_else(|_| Err(unconfirmed()))
     }
+}
+
+fn unconfirmed() -> Error {
+    let text = "RabbitMQ does not confirm that it has taken a message";
+    Error::new(ErrorKind::Full, text).with_hint("see its log for an alarm of memory or disk space")
 }
 
 /// How the queue of dead letters is declared. It has no bounds of its own: they are settings that

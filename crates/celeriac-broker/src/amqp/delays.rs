@@ -185,18 +185,27 @@ impl Delays {
             .get_or_insert_with(|| Instant::now() + OFFERED_AGAIN);
     }
 
-    /// Takes note of what was confirmed meanwhile.
-    fn look(&mut self) -> Result<(), Error> {
+    /// Takes note of what was confirmed meanwhile. What was under way when the connection for
+    /// publishing was lost waits here: the server may have it as well, and then it comes twice.
+    fn look(&mut self) {
         let mut lost = None;
         for mut storing in std::mem::take(&mut self.storing) {
             match storing.confirmed.try_recv() {
                 Ok(Ok(confirmation)) => self.confirmed(storing, confirmation),
-                Ok(Err(failure)) => lost = Some(failure),
-                Err(TryRecvError::Closed) => lost = Some(Failure::closed()),
+                Ok(Err(failure)) => {
+                    lost = Some(failure);
+                    self.keep(storing.late, None);
+                }
+                Err(TryRecvError::Closed) => {
+                    lost = Some(Failure::closed());
+                    self.keep(storing.late, None);
+                }
                 Err(TryRecvError::Empty) => self.storing.push_back(storing),
             }
         }
-        lost.map_or(Ok(()), |failure| Err(broker_error(&failure)))
+        if let Some(failure) = lost {
+            warn_of_lost(&broker_error(&failure));
+        }
     }
 }
 
@@ -220,12 +229,33 @@ impl AmqpSession {
         if stored.is_ok() {
             self.confirm().await;
         }
-        stored.and(self.delays.look())
+        self.delays.look();
+        stored
     }
 
-    /// Publishes messages that are to come later.
+    /// Opens the connection for publishing, unless that has failed a moment ago: each attempt may
+    /// take long, and consuming waits for it. Whether there is one.
+    async fn has_publisher(&mut self) -> bool {
+        let is_alive = self.publisher.as_ref().is_some_and(Publisher::is_alive);
+        if is_alive || self.delays.offer_at.is_some() {
+            return is_alive;
+        }
+        let opened = self.open_publisher().await;
+        if let Err(error) = &opened {
+            warn_of_lost(error);
+        }
+        opened.is_ok()
+    }
+
+    /// Publishes messages that are to come later. What can't be published waits here: trouble
+    /// with that connection is none of the one that consumes.
     async fn store(&mut self, late: Vec<Late>) -> Result<(), Error> {
-        self.open_publisher().await?;
+        if !self.has_publisher().await {
+            for late in late {
+                self.delays.keep(late, None);
+            }
+            return Ok(());
+        }
         if self.publisher.as_ref().is_some_and(Publisher::is_blocked) {
             tracing::warn!(
                 "RabbitMQ takes no messages (connection.blocked): tasks with an ETA wait in the worker"
@@ -237,7 +267,9 @@ impl AmqpSession {
                 continue;
             }
             let is_full = self.delays.storing.len() >= MOST_STORING;
-            let takes = |publisher: &&Publisher| !is_full && !publisher.is_blocked();
+            let takes = |publisher: &&Publisher| {
+                !is_full && publisher.is_alive() && !publisher.is_blocked()
+            };
             let Some(publisher) = self.publisher.as_ref().filter(takes) else {
                 self.delays.keep(late, None);
                 continue;
@@ -248,8 +280,7 @@ impl AmqpSession {
                     way,
                     confirmed,
                 }),
-                Err(NotSent::Lost(failure)) => return Err(broker_error(&failure)),
-                Err(NotSent::Unfit(error)) => self.delays.keep(late, Some(&error)),
+                Err(error) => self.delays.keep(late, Some(&error)),
             }
         }
         Ok(())
@@ -277,7 +308,7 @@ impl AmqpSession {
 
     /// Offers the server again what it did not take, and takes note of what it has confirmed.
     pub(super) async fn maintain_delays(&mut self) -> Result<(), Error> {
-        self.delays.look()?;
+        self.delays.look();
         if self.delays.offer_at.is_some_and(|at| at <= Instant::now()) {
             self.delays.offer_at = None;
             if self.delays.levels != Some(false) {
@@ -340,16 +371,15 @@ impl AmqpSession {
     }
 }
 
-/// Why a message was not published.
-enum NotSent {
-    /// Nothing can be.
-    Lost(Failure),
-    /// It can't be said.
-    Unfit(Error),
+fn warn_of_lost(error: &Error) {
+    tracing::warn!(
+        error = error.in_full(),
+        "there is no connection to publish with: tasks with an ETA wait in the worker"
+    );
 }
 
 /// Publishes a message, so that it comes to its queue again.
-fn publish(publisher: &Publisher, late: &Late) -> Result<((String, String), Confirmed), NotSent> {
+fn publish(publisher: &Publisher, late: &Late) -> Result<((String, String), Confirmed), Error> {
     let delivery = &late.arrived.delivery;
     let seconds = late.delay.until.map_or(0, |until| {
         // Down to whole seconds: too early is mended by whoever gets it.
@@ -358,12 +388,12 @@ fn publish(publisher: &Publisher, late: &Late) -> Result<((String, String), Conf
     });
     let mut properties = Vec::with_capacity(delivery.properties.len() + 256);
     let put = message::put_detour(delivery, late.delay.marks, &mut properties);
-    put.map_err(|error| NotSent::Unfit(unfit(&error)))?;
+    put.map_err(|error| unfit(&error))?;
     let way = delayed::way(seconds, &late.arrived.queue);
     match publisher.send(&way.0, &way.1, &properties, &delivery.body) {
         Ok(confirmed) => Ok((way, confirmed)),
-        Err(Failure::Unsayable(error)) => Err(NotSent::Unfit(unfit(&error))),
-        Err(failure) => Err(NotSent::Lost(failure)),
+        Err(Failure::Unsayable(error)) => Err(unfit(&error)),
+        Err(failure) => Err(broker_error(&failure)),
     }
 }
 
