@@ -183,6 +183,28 @@ impl DeadLetter {
         serde_json::to_string(self).unwrap_or_default()
     }
 
+    /// The same without its message's body, for a broker that does not take so much.
+    #[must_use]
+    pub fn without_body(&self) -> Self {
+        let bare = |text: &str| {
+            let mut message = envelope::decode(&Bytes::copy_from_slice(text.as_bytes())).ok()?;
+            message.body = Bytes::new();
+            Some(Content::message(&message))
+        };
+        let message = match &self.message {
+            Content::Envelope(text) => bare(text),
+            Content::Raw(_) => None,
+        };
+        Self {
+            reason: format!(
+                "{} (kept without its message's body, which the broker does not take)",
+                self.reason
+            ),
+            message: message.unwrap_or(Content::Raw(String::new())),
+            ..self.clone()
+        }
+    }
+
     /// Reads a record.
     ///
     /// # Errors

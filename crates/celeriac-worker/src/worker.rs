@@ -12,7 +12,6 @@ use std::time::Duration;
 use celeriac_core::broker::Settlement;
 use celeriac_core::bus::Kind;
 use celeriac_core::clock::{Clock, Now};
-use celeriac_core::dead_letter::DeadLetter;
 use celeriac_core::journal::{Journal, Level};
 use celeriac_core::pool::{Pool, PoolEvent};
 use futures_util::StreamExt as _;
@@ -29,7 +28,7 @@ use crate::happening::Happening;
 use crate::hooks::{Blueprint, HookCall, Hooks};
 use crate::limit::keeper;
 use crate::parts::{End, Meter, OperatorSignal, Parts};
-use crate::receive::consumer::{Event, Handle};
+use crate::receive::consumer::{Burial, Event, Handle};
 use crate::shutdown::Phase;
 use crate::vitals::{Health, Probes};
 use leave::{Attended, attended};
@@ -90,7 +89,7 @@ pub struct Worker {
     probes: Probes,
     console: Box<dyn Fn(&str) + Send>,
     answers: FuturesUnordered<BoxFuture<'static, Answered>>,
-    letters: Vec<DeadLetter>,
+    letters: Vec<Burial>,
     settlements: Vec<Settlement>,
     start: Start,
     hostname: String,
@@ -513,7 +512,7 @@ impl Worker {
     fn act(&mut self) {
         for effect in self.core.take_effects() {
             match effect {
-                Effect::Bury(letter) => self.letters.push(*letter),
+                Effect::Bury(burial) => self.letters.push(*burial),
                 Effect::Settle(settlement) => self.settlements.push(settlement),
                 Effect::Acquire(key, asked) => self.limits.acquire(key, *asked),
                 Effect::GiveBack(key, holding, held) => {

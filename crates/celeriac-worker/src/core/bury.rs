@@ -14,6 +14,7 @@ use celeriac_protocol::json::{self, Object};
 
 use super::{Core, Effect};
 use crate::happening::Happening;
+use crate::receive::consumer::Burial;
 
 /// What is done with messages that can't run now, or never, by a broker that keeps them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,10 +55,10 @@ impl<'d> Death<'d> {
 
 impl Core {
     /// Keeps what was no message.
-    pub(super) fn bury_bytes(&mut self, queue: &str, raw: &Bytes, reason: &str) {
+    pub(super) fn bury_bytes(&mut self, tag: DeliveryTag, queue: &str, raw: &Bytes, reason: &str) {
         let death = Death::untried(Cause::Undecodable, reason);
         let content = Content::raw(raw);
-        self.bury(None, None, queue, content, raw, death);
+        self.bury(tag, (None, None), queue, content, raw, death);
     }
 
     /// Keeps a message that became no request.
@@ -71,7 +72,8 @@ impl Core {
         let content = Content::message(message);
         let body = message.body.clone();
         let queue = Arc::clone(&arrival.queue);
-        self.bury(Some(&id), task.as_deref(), &queue, content, &body, death);
+        let named = (Some(&*id), task.as_deref());
+        self.bury(arrival.tag, named, &queue, content, &body, death);
     }
 
     /// Keeps a request's message.
@@ -83,16 +85,17 @@ impl Core {
             // It is another worker's, which may have done it.
             return;
         }
-        let content = Content::message(&request.message);
+        let (tag, content) = (request.tag, Content::message(&request.message));
         let (id, task) = (request.head.id.clone(), request.head.task.clone());
         let (queue, body) = (Arc::clone(&request.queue), request.message.body.clone());
-        self.bury(Some(&id), Some(&task), &queue, content, &body, death);
+        let named = (Some(&*id), Some(&*task));
+        self.bury(tag, named, &queue, content, &body, death);
     }
 
     fn bury(
         &mut self,
-        id: Option<&str>,
-        task: Option<&str>,
+        tag: DeliveryTag,
+        (id, task): (Option<&str>, Option<&str>),
         queue: &str,
         message: Content,
         body: &Bytes,
@@ -114,7 +117,8 @@ impl Core {
             message,
         };
         self.tell(&Happening::Buried { letter: &letter });
-        self.effects.push(Effect::Bury(Box::new(letter)));
+        self.effects
+            .push(Effect::Bury(Box::new(Burial { tag, letter })));
     }
 }
 

@@ -33,7 +33,6 @@ use celeriac_config::TaskOptions;
 use celeriac_core::broker::{Delivery, DeliveryTag, Fate, Settlement, Want};
 use celeriac_core::bus::Outgoing;
 use celeriac_core::clock::Now;
-use celeriac_core::dead_letter::DeadLetter;
 use celeriac_core::journal::{Journal, Level};
 use celeriac_core::limit::{Asked, Holding};
 use celeriac_core::pool::{Job, RequestKey, Shortage};
@@ -50,6 +49,7 @@ use crate::events::event::TaskEvent;
 use crate::happening::Happening;
 use crate::hooks::HookCall;
 use crate::limit::Limits;
+use crate::receive::consumer::Burial;
 use crate::request::{Request, Stage};
 use crate::revoked::Revoked;
 use crate::shutdown::{Deadline, Phase, Shutdown, Signal};
@@ -124,7 +124,7 @@ pub struct Options {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Keep a dead letter, before anything that is told of its message after this.
-    Bury(Box<DeadLetter>),
+    Bury(Box<Burial>),
     /// Tell the broker.
     Settle(Settlement),
     /// Ask the store of limits whether a request may begin.

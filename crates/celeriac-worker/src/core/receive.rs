@@ -50,7 +50,7 @@ impl Core {
                     message: None,
                     body,
                 });
-                self.bury_bytes(&queue, body, reason);
+                self.bury_bytes(tag, &queue, body, reason);
                 self.settle_message(tag, Fate::Ack);
             }
         }

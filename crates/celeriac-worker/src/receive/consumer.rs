@@ -3,8 +3,8 @@
 //! Celery's counterpart: `celery.worker.consumer.consumer.Consumer` with its `Connection` and
 //! `Tasks` steps.
 
+use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
-use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,8 @@ use celeriac_core::revokes::KeptRevokes;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
+pub use super::burials::Burial;
+use super::burials::{Burials, Verdict};
 use super::failover::{Failover, Next, RetryPolicy, Strategy};
 pub use super::handle::Handle;
 use super::handle::{Change, Shared};
@@ -93,7 +95,7 @@ impl Handle {
             journal,
             shared: Arc::clone(&shared),
             events: to_events,
-            letters: VecDeque::new(),
+            burials: Burials::default(),
             bounds: options.dead_letters,
             unsettled: Unsettled::default(),
             batches: 0,
@@ -124,7 +126,7 @@ struct Consumer {
     shared: Arc<Shared>,
     events: mpsc::Sender<Event>,
     /// Dead letters that the broker does not keep yet.
-    letters: VecDeque<DeadLetter>,
+    burials: Burials,
     bounds: Bounds,
     unsettled: Unsettled,
     /// How many batches of messages were delivered.
@@ -182,6 +184,7 @@ impl Consumer {
                         Ended::Stopped => break,
                         Ended::Lost { error, worked } => {
                             self.unsettled.forget_lost(&self.epochs);
+                            self.burials.connection_lost();
                             self.tell(Event::Lost).await;
                             if worked {
                                 let error = error.in_full();
@@ -311,6 +314,7 @@ impl Consumer {
             if next_maintenance <= now {
                 match self.shared.owed(session.maintain()).await {
                     Ok(maintained) => {
+                        self.burials.connection_holds();
                         next_maintenance = Instant::now() + maintained.next;
                         is_dry = is_dry && maintained.restored == 0;
                         self.leases_lost(&maintained.lost, epoch).await;
@@ -334,8 +338,12 @@ impl Consumer {
                 return Ended::Lost { error, worked };
             }
             let (want, stops) = self.take_wishes();
-            if let Err(error) = self.bury(&mut *session).await {
-                return Ended::Lost { error, worked };
+            if stops {
+                self.burials.hurry();
+            }
+            self.bury(&mut *session).await;
+            if stops {
+                self.give_up_burials();
             }
             let claims = !(want.is_none() || is_dry);
             // Acknowledgements go along with the next claim, if there is one soon.
@@ -363,6 +371,7 @@ impl Consumer {
                     Ok(deliveries) => {
                         worked = true;
                         self.failover.succeeded();
+                        self.burials.connection_holds();
                         // What goes back to a queue may be this worker's to take again.
                         let gave_back = |settlement: &Settlement| {
                             !matches!(settlement.fate, Fate::Ack | Fate::Reject)
@@ -380,7 +389,9 @@ impl Consumer {
                 }
                 continue;
             }
-            match self.rest(&mut *session, want, next_maintenance).await {
+            let retry_at = self.burials.retry_at().unwrap_or(next_maintenance);
+            let until = next_maintenance.min(retry_at);
+            match self.rest(&mut *session, want, until).await {
                 Ok(woken) => is_dry = is_dry && !woken,
                 Err(error) => return Ended::Lost { error, worked },
             }
@@ -472,28 +483,57 @@ impl Consumer {
         Ok(())
     }
 
-    /// Has the broker keep the dead letters, each before its message is settled. One that it refuses
-    /// is told of in full, and is lost.
-    async fn bury(&mut self, session: &mut dyn Session) -> Result<(), Error> {
-        while let Some(letter) = self.letters.front() {
-            if let Err(error) = session.bury(letter, self.bounds).await {
-                if error.retry() == Retry::Reconnect && error.kind != ErrorKind::Refused {
-                    return Err(error);
-                }
-                let text = format!(
-                    "The broker does not keep a dead letter, which is lost: {}: {}",
-                    error.in_full(),
-                    letter.to_json()
-                );
-                self.write(&Happening::Remote {
-                    level: Level::Error,
-                    logger: "celery.worker",
-                    text: &text,
-                });
+    /// Has the broker keep the dead letters, each before its message is settled. Trouble with one
+    /// does not end the connection: whether that is lost shows by itself.
+    async fn bury(&mut self, session: &mut dyn Session) {
+        while let Some(letter) = self.burials.next(Instant::now()) {
+            let Err(error) = session.bury(&letter, self.bounds).await else {
+                self.burials.kept();
+                continue;
+            };
+            let id = letter.id.clone();
+            let verdict = self.burials.failed(&error, Instant::now());
+            let error = error.in_full();
+            match verdict {
+                Some(Verdict::Later) => self.error(&format!(
+                    "The broker does not keep the dead letter of {id} yet, and its message is not \
+                     settled before: {error}"
+                )),
+                Some(Verdict::Bare) => self.error(&format!(
+                    "The broker does not keep the dead letter of {id}, which is tried without its \
+                     message's body: {error}"
+                )),
+                Some(Verdict::Lost(letter)) => self.letter_lost(&letter, &error),
+                None => {}
             }
-            self.letters.pop_front();
         }
-        Ok(())
+        let mut released = self.burials.take_released();
+        self.unsettled.append(&mut released);
+    }
+
+    /// Gives back the messages whose letters are not kept, as the worker ends.
+    fn give_up_burials(&mut self) {
+        let (letters, mut released) = self.burials.give_up();
+        for letter in letters {
+            self.letter_lost(&letter, "the worker ends before there is room for it");
+        }
+        self.unsettled.append(&mut released);
+    }
+
+    /// Tells of a letter that is lost all that it says.
+    fn letter_lost(&self, letter: &DeadLetter, error: &str) {
+        self.error(&format!(
+            "The broker does not keep a dead letter, which is lost: {error}: {}",
+            letter.to_json()
+        ));
+    }
+
+    fn error(&self, text: &str) {
+        self.write(&Happening::Remote {
+            level: Level::Error,
+            logger: "celery.worker",
+            text,
+        });
     }
 
     /// Gives up a queue that was added and can't be had; what is left is to connect again, for the
@@ -537,11 +577,15 @@ impl Consumer {
     /// What the worker wants now, and whether it stops.
     fn take_wishes(&mut self) -> (Want, bool) {
         let mut wishes = self.shared.wishes();
-        self.letters.extend(wishes.letters.drain(..));
-        self.unsettled.append(&mut wishes.settlements);
+        self.burials.extend(wishes.letters.drain(..));
+        let settlements = wishes.settlements.drain(..);
+        let mut ready = settlements
+            .filter_map(|settlement| self.burials.hold(settlement))
+            .collect();
+        self.unsettled.append(&mut ready);
         wishes.holds_acks = false;
         // Said before the last batch was known of, it counts places that are taken.
-        let want = if wishes.seen == self.batches {
+        let want = if wishes.seen == self.batches && !self.burials.is_full() {
             wishes.want
         } else {
             Want::NONE
@@ -604,17 +648,21 @@ impl Consumer {
     async fn settle_the_rest(&mut self) {
         let (_, _) = self.take_wishes();
         self.unsettled.forget_lost(&self.epochs);
-        if self.unsettled.len() == 0 && self.letters.is_empty() {
+        if self.unsettled.len() == 0 && self.burials.is_empty() {
             return;
         }
         let at = self.failover.current();
         let broker = Arc::clone(&self.brokers[at]);
         let outlive = broker.capabilities().tags_outlive_connections;
         let epoch = self.epochs.begin(at, outlive);
-        let settlements = self.unsettled.take(epoch);
+        let mut settlements = self.unsettled.take(epoch);
         let settling = async {
             let mut session = broker.connect().await?;
-            self.bury(&mut *session).await?;
+            self.burials.hurry();
+            self.bury(&mut *session).await;
+            self.give_up_burials();
+            let released = self.unsettled.take(epoch);
+            settlements.extend(released);
             session.exchange(&settlements, Want::NONE).await?;
             session.close().await
         };

@@ -5,18 +5,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use celeriac_core::broker::{Fate, Settlement, Want};
-use celeriac_core::dead_letter::DeadLetter;
 use celeriac_core::queue::Queue;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use super::burials::Burial;
 use super::consumer::Event;
 
 /// What the worker wants of its consumer.
 #[derive(Debug, Default)]
 pub(super) struct Wishes {
-    /// Dead letters, to be kept before `settlements` are told.
-    pub(super) letters: Vec<DeadLetter>,
+    /// Dead letters, to be kept before `settlements` of their messages are told.
+    pub(super) letters: Vec<Burial>,
     pub(super) settlements: Vec<Settlement>,
     pub(super) want: Want,
     /// The number of batches that the worker knew of when it said what it wants.
@@ -118,7 +118,7 @@ impl Handle {
     /// Has the broker keep dead letters, tells it of messages, and says how many there is use for now.
     pub fn exchange(
         &self,
-        letters: &mut Vec<DeadLetter>,
+        letters: &mut Vec<Burial>,
         settlements: &mut Vec<Settlement>,
         want: Want,
     ) {

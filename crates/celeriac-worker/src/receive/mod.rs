@@ -1,5 +1,6 @@
 //! Receiving: from the broker's connection to a message that is understood.
 
+mod burials;
 pub mod consumer;
 pub mod decode;
 pub mod failover;

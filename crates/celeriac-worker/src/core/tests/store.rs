@@ -55,7 +55,7 @@ fn after(seconds: i64) -> Option<Timestamp> {
 /// The dead letters so far.
 fn letters(scene: &Scene) -> Vec<DeadLetter> {
     let letters = scene.others.iter().filter_map(|effect| match effect {
-        Effect::Bury(letter) => Some(DeadLetter::clone(letter)),
+        Effect::Bury(burial) => Some(burial.letter.clone()),
         _ => None,
     });
     letters.collect()
