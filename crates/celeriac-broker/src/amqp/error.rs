@@ -34,6 +34,10 @@ fn refused(refusal: &Refusal) -> Error {
             .with_hint(
                 "check the vhost at the end of broker_url, or make it: rabbitmqctl add_vhost",
             ),
+        code::PRECONDITION_FAILED if text.contains("message size") => {
+            Error::new(ErrorKind::Refused, text)
+                .with_hint("raise max_message_size in rabbitmq.conf")
+        }
         // Such as a consumer_timeout: the channel is gone, and what it held is delivered again.
         code::PRECONDITION_FAILED | code::CONNECTION_FORCED | code::INTERNAL_ERROR => {
             Error::new(ErrorKind::Connection, text)
@@ -92,6 +96,20 @@ fn quoted(text: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_too_large_is_refused_for_good() {
+        let kind = |text: &str| {
+            let text = text.to_owned();
+            let code = code::PRECONDITION_FAILED;
+            broker_error(&Failure::Refused(Refusal { code, text })).kind
+        };
+        let too_large = "PRECONDITION_FAILED - message size 20000000 is larger than configured \
+                         max size 16777216";
+        assert_eq!(kind(too_large), ErrorKind::Refused);
+        let timeout = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out";
+        assert_eq!(kind(timeout), ErrorKind::Connection);
+    }
 
     #[test]
     fn refusals_of_declarations_are_read() {

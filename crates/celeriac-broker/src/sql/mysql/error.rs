@@ -6,6 +6,10 @@ use celeriac_core::broker::{Error, ErrorKind};
 const DEADLOCK: &str = "(1213)";
 
 pub(super) fn broker_error(error: &mysql_async::Error) -> Error {
+    // The library does not even send it.
+    if let mysql_async::Error::Driver(mysql_async::DriverError::PacketTooLarge) = error {
+        return Error::new(ErrorKind::Refused, format!("MySQL: {error}")).with_hint(TOO_LARGE);
+    }
     let mysql_async::Error::Server(said) = error else {
         return Error::new(ErrorKind::Connection, format!("MySQL: {error}"));
     };
@@ -56,6 +60,8 @@ fn judge(code: u16, message: &str) -> (ErrorKind, Option<&'static str>) {
             ErrorKind::Connection,
             Some("a worker needs the primary server, not a replica"),
         ),
+        // A packet that is too large for the server.
+        1153 => (ErrorKind::Refused, Some(TOO_LARGE)),
         // Data too long for a column.
         1406 => (
             ErrorKind::Refused,
@@ -64,12 +70,15 @@ fn judge(code: u16, message: &str) -> (ErrorKind, Option<&'static str>) {
                   LONGTEXT NOT NULL makes room for longer messages",
             ),
         ),
-        // Too many connections, shutdown, a lock that nobody gives up, a deadlock, killed.
-        1040 | 1053 | 1205 | 1213 | 1317 | 1927 => (ErrorKind::Connection, None),
+        // No memory, too many connections, shutdown, a lock that nobody gives up, a deadlock, killed.
+        1037 | 1038 | 1040 | 1041 | 1053 | 1205 | 1213 | 1317 | 1927 => {
+            (ErrorKind::Connection, None)
+        }
         _ => (ErrorKind::Refused, None),
     }
 }
 
+const TOO_LARGE: &str = "raise max_allowed_packet of the server";
 const MAKE_ROOM: &str = "make room on the server's disk: consuming goes on by itself then";
 
 #[cfg(test)]
@@ -89,6 +98,8 @@ mod tests {
                 ErrorKind::Full,
             ),
             (1030, "Got error 122", ErrorKind::Refused),
+            (1153, "", ErrorKind::Refused),
+            (1041, "", ErrorKind::Connection),
             (1290, "", ErrorKind::Connection),
             (1213, "", ErrorKind::Connection),
             (1406, "", ErrorKind::Refused),

@@ -58,9 +58,9 @@ fn judge(state: &SqlState) -> (ErrorKind, Option<&'static str>) {
             ErrorKind::Configuration,
             Some("broker_url names a database that does not exist: CREATE DATABASE makes it"),
         ),
-        // Connection exceptions, rolled back transactions, too many connections, an operator who
-        // shuts the server down.
-        "08" | "40" | "53" | "57" => (ErrorKind::Connection, None),
+        // Connection exceptions, rolled back transactions, too many connections, locks that others
+        // have, an operator who shuts the server down, trouble with its disk or in itself.
+        "08" | "40" | "53" | "55" | "57" | "58" | "XX" => (ErrorKind::Connection, None),
         _ => (ErrorKind::Refused, None),
     }
 }
@@ -81,6 +81,9 @@ mod tests {
             ("57P01", ErrorKind::Connection),
             ("25006", ErrorKind::Connection),
             ("40P01", ErrorKind::Connection),
+            ("55P03", ErrorKind::Connection),
+            ("58030", ErrorKind::Connection),
+            ("XX001", ErrorKind::Connection),
             ("42P01", ErrorKind::Refused),
         ] {
             assert_eq!(judge(&SqlState::from_code(code)).0, kind, "{code}");
