@@ -4,6 +4,10 @@
 //! the next request is due if all come evenly. One that comes too early has its place reserved: it
 //! moves that moment on, and is told its turn. So those that wait come back one after the other.
 //!
+//! Who misses its turn has wasted it. A second moment, moved on only by requests that do begin, tells
+//! of it: who is late begins at once where the rate is not used up. Otherwise nobody would begin where
+//! all come late, as behind a backlog of other tasks.
+//!
 //! Slots have no turns, for nobody knows when one is given back. Who finds none free is told to
 //! look again, one after the other, a little more often than slots were given back lately.
 
@@ -28,6 +32,8 @@ const HASTE: (i64, i64) = (4, 5);
 pub(crate) struct Record {
     /// When the next request is due, if all come evenly: GCRA's theoretical arrival time.
     due: i64,
+    /// The same of requests that have begun, without those that wait for their turn.
+    begun: i64,
     /// When the last of those looks who wait for a slot.
     look: i64,
     /// How long slots are held, in microseconds; 0 when that is not known.
@@ -47,7 +53,8 @@ impl Record {
     /// After this moment it says no more than none would.
     pub(crate) fn expires(&self) -> i64 {
         let slots = self.slots.values().copied().max().unwrap_or_default();
-        self.due.max(self.look).max(slots).max(self.until)
+        let moments = [self.due, self.begun, self.look, slots, self.until];
+        moments.into_iter().max().unwrap_or_default()
     }
 
     fn holds(&self, holder: &str, limit: u32, now: i64) -> bool {
@@ -72,8 +79,17 @@ impl Record {
 
     /// When a rate allows the next request, should none come before.
     fn allows_at(&self, rate: Rate) -> i64 {
-        let ahead = micros(rate.interval).saturating_mul(i64::from(rate.burst.saturating_sub(1)));
-        self.due.saturating_sub(ahead)
+        self.due.saturating_sub(ahead(rate))
+    }
+
+    /// Whether a rate allows a request that has missed its turn.
+    fn allows_late(&self, rate: Rate, now: i64) -> bool {
+        self.begun.saturating_sub(ahead(rate)) <= now
+    }
+
+    /// A request begins.
+    fn begin(&mut self, rate: Rate, now: i64) {
+        self.begun = self.begun.max(now).saturating_add(micros(rate.interval));
     }
 
     /// A request begins, or its turn is reserved.
@@ -94,6 +110,11 @@ impl Record {
             self.until = until;
         }
     }
+}
+
+/// How far a burst may be ahead of the rate.
+fn ahead(rate: Rate) -> i64 {
+    micros(rate.interval).saturating_mul(i64::from(rate.burst.saturating_sub(1)))
 }
 
 /// The names of all records that orders touch.
@@ -167,16 +188,26 @@ fn permit(asked: &Asked, records: &mut Records, now: i64) -> Answer {
             let record = records.entry(permit.name.clone()).or_default();
             at = at.max(record.allows_at(*rate));
         }
-        if at > now + micros(FARTHEST_TURN) {
-            return denied(now + micros(FARTHEST_TURN), now, None);
+        let is_free = |(permit, rate): &(&Permit, Rate)| {
+            let record = records.get(&permit.name);
+            record.is_none_or(|record| record.allows_late(*rate, now))
+        };
+        if at <= now || asked.turn.is_none() || !rates.iter().all(is_free) {
+            if at > now + micros(FARTHEST_TURN) {
+                return denied(now + micros(FARTHEST_TURN), now, None);
+            }
+            for (permit, rate) in &rates {
+                let record = records.entry(permit.name.clone()).or_default();
+                record.take_turn(*rate, now);
+            }
+            if at > now {
+                return denied(at, now, Some(at));
+            }
         }
-        for (permit, rate) in &rates {
-            let record = records.entry(permit.name.clone()).or_default();
-            record.take_turn(*rate, now);
-        }
-        if at > now {
-            return denied(at, now, Some(at));
-        }
+    }
+    for (permit, rate) in &rates {
+        let record = records.entry(permit.name.clone()).or_default();
+        record.begin(*rate, now);
     }
     for permit in asked.permits.iter().filter(|permit| permit.slots.is_some()) {
         let record = records.entry(permit.name.clone()).or_default();
@@ -316,6 +347,33 @@ mod tests {
             "nobody waits any more"
         );
         assert_eq!(wait(&ask(second, 4 * SECOND)), Some(SECOND / 2));
+    }
+
+    #[test]
+    fn who_always_comes_late_begins_as_often_as_the_rate_allows() {
+        const TASKS: usize = 40;
+        let permit = rated(Duration::from_millis(500), 1);
+        let mut records = Records::new();
+        // Behind a backlog of other tasks each comes 3 s after its turn.
+        let mut coming: BTreeSet<(i64, usize, Option<i64>)> =
+            (0..TASKS).map(|task| (0, task, None)).collect();
+        let mut begun = Vec::new();
+        while let Some((at, task, turn)) = coming.pop_first() {
+            match acquire(&asked("h", &permit, turn), &mut records, START + at) {
+                Answer::Denied { wait, turn } => {
+                    coming.insert((at + micros(wait) + 3 * SECOND, task, turn));
+                }
+                _ => begun.push(at),
+            }
+            assert!(at < 60 * SECOND, "{} of {TASKS} have begun", begun.len());
+        }
+        assert_eq!(begun.len(), TASKS);
+        for first in &begun {
+            let within = begun
+                .iter()
+                .filter(|at| (*first..first + 5 * SECOND).contains(at));
+            assert!(within.count() <= 12, "10 in 5 s, {begun:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 -- Carries orders about limits out, one after the other, by the server's clock. What it decides is
 -- what `limit/ledger.rs` decides, which says why.
 --
--- A limit is a hash (due, look, held) and a sorted set of holders by the end of their leases; a
+-- A limit is a hash (due, begun, look, held) and a sorted set of holders by the end of their leases; a
 -- claim is a hash (owner, until). All moments are microseconds since 1970. Each key expires when it
 -- says nothing any more.
 --
@@ -80,18 +80,21 @@ local function denied(moment, turn)
 end
 
 local function permit(asked)
-  local has_rate, at = false, now
+  local has_rate, at, is_free = false, now, true
   for _, limit in ipairs(asked.permits) do
     if limit.interval then
+      local key, ahead = KEYS[limit.key], limit.interval * (limit.burst - 1)
       has_rate = true
-      at = math.max(at, get(KEYS[limit.key], 'due') - limit.interval * (limit.burst - 1))
+      at = math.max(at, get(key, 'due') - ahead)
+      is_free = is_free and get(key, 'begun') - ahead <= now
     end
   end
   local turn = asked.turn
   if turn and turn > now and has_rate then return denied(turn, turn) end
   local look = look_for_slots(asked)
   if look then return denied(look, turn and look <= turn + constants.grace and turn or nil) end
-  if not turn or turn < now - constants.grace then
+  local is_late = turn and turn < now - constants.grace
+  if not turn or is_late and (at <= now or not is_free) then
     if at > now + constants.farthest_turn then return denied(now + constants.farthest_turn) end
     for _, limit in ipairs(asked.permits) do
       if limit.interval then
@@ -102,6 +105,14 @@ local function permit(asked)
       end
     end
     if at > now then return denied(at, at) end
+  end
+  for _, limit in ipairs(asked.permits) do
+    if limit.interval then
+      local key = KEYS[limit.key]
+      local begun = math.max(get(key, 'begun'), now) + limit.interval
+      set(key, 'begun', begun)
+      keep(key, begun)
+    end
   end
   for _, limit in ipairs(asked.permits) do
     if limit.slots then lease(limit.key, asked.holder) end
