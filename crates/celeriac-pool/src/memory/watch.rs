@@ -69,6 +69,11 @@ impl MemoryWatch {
         (self.options.heeds_pressure || self.options.max_memory.is_some()).then_some(self.next)
     }
 
+    /// A look that began at one moment ended at another: the next one comes later if it took long.
+    pub fn looked(&mut self, begun: Duration, ended: Duration) {
+        self.next = pace::after(begun, ended, self.next.saturating_sub(begun));
+    }
+
     /// A task begins.
     pub fn is_busy(&mut self, now: Duration) {
         self.next = self.next.min(now + BUSY_INTERVAL);

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use celeriac_core::Evidence;
 use celeriac_core::backoff::Doubling;
 use celeriac_core::clock::Clock;
-use celeriac_core::pool::{Condition, ExitStatus, Job, Pool, PoolEvent, RequestKey};
+use celeriac_core::pool::{Condition, ExitStatus, Job, Pool, PoolEvent, RequestKey, ShortOf};
 use nix::sys::signal::Signal;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
@@ -24,7 +24,8 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 use super::child::{Child, Unread, is_gone, read_messages};
 use super::frame::{self, ChildMessage};
 use super::machine::{Action, Kill, Limits, Machine};
-use crate::memory::{MemoryWatch, Pressure, WatchOptions, pressure};
+use crate::memory::pressure::{self, Gauge};
+use crate::memory::{MemoryWatch, Pressure, WatchOptions, pace};
 use crate::python::host::Becomes;
 use crate::python::main::Lost;
 use crate::python::zygote::{Zygote, ZygoteEvent};
@@ -98,6 +99,8 @@ pub struct PreforkPool {
     memory: MemoryWatch,
     /// When what children hold is looked at again.
     next_look: Duration,
+    /// Whether it was told that the worker holds too much without its children.
+    is_told_of_rest: bool,
     told: VecDeque<PoolEvent>,
     is_closed: bool,
 }
@@ -135,6 +138,7 @@ impl PreforkPool {
             ended: signal(SignalKind::child())?,
             memory: MemoryWatch::new(options.watch, Path::new(PROC), Path::new(KERNEL_LOG)),
             next_look: Duration::ZERO,
+            is_told_of_rest: false,
             told: VecDeque::new(),
             is_closed: false,
         };
@@ -413,11 +417,12 @@ impl PreforkPool {
                     self.machine.memory(number, held, now);
                 }
             }
-            self.next_look = now + self.machine.look_interval();
+            self.next_look = pace::after(now, self.now(), self.machine.look_interval());
         }
         if self.memory.next().is_some_and(|at| at <= now) {
             let is_idle = self.machine.is_idle();
             let verdict = self.memory.look(std::process::id(), is_idle, now);
+            self.memory.looked(now, self.now());
             let shortage = pressure::shortage(verdict.gauge, verdict.stalled);
             let is_short = verdict.pressure != Pressure::None;
             self.machine.pressure(is_short.then_some(shortage), now);
@@ -431,10 +436,36 @@ impl PreforkPool {
                     Some((number, held))
                 });
                 let held: Vec<_> = held.collect();
-                self.machine
-                    .end_largest(&held, gauge.least_to_end(), shortage);
+                if self.ends_help(gauge, &held) {
+                    let least = gauge.least_to_end();
+                    self.machine.end_largest(&held, least, shortage);
+                }
             }
         }
+    }
+
+    /// Whether there would be enough without children. Where the worker holds more than it may
+    /// without any, they would be ended one after the other, with their tasks, for nothing.
+    fn ends_help(&mut self, gauge: Gauge, held: &[(u32, u64)]) -> bool {
+        if gauge.of != ShortOf::Worker {
+            return true;
+        }
+        let all = self
+            .memory
+            .processes
+            .held_by_tree(std::process::id(), u64::MAX);
+        let children: u64 = held.iter().map(|(_, held)| held).sum();
+        let rest = all.unwrap_or_default().saturating_sub(children);
+        let helps = rest < gauge.total;
+        if !helps && !std::mem::replace(&mut self.is_told_of_rest, true) {
+            tracing::error!(
+                "The worker holds {rest} KiB without its children, more than the {} KiB that it may \
+                 hold with them: no child is ended for that, and hardly any task is fetched. Raise \
+                 --max-memory (celeriac_max_memory).",
+                gauge.total
+            );
+        }
+        helps
     }
 
     /// Waits for one thing to happen. Safe to cancel.

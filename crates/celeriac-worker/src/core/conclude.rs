@@ -262,6 +262,10 @@ impl Core {
         let Stage::Running { since, .. } = request.stage else {
             return;
         };
+        if request.terminated.is_some() {
+            // It is revoked, and its process has not heeded the signal: that is what is ended.
+            return;
+        }
         let Some(limit) = request.time_limits(self.options.time_limits).hard else {
             return;
         };

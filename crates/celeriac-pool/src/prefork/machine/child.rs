@@ -82,6 +82,15 @@ impl Child {
         (job.key == key).then_some(Action::SoftLimit { number, key, limit })
     }
 
+    /// Whether its end is on its way. An operator's signal to its task is no such thing: whoever
+    /// does not heed it has its limits as before.
+    pub(super) fn will_end(&self) -> bool {
+        let is_asked = |ending: Ending| {
+            matches!(ending.cause, LossCause::Terminated) && ending.kill_at.is_none()
+        };
+        self.ending.is_some_and(|ending| !is_asked(ending))
+    }
+
     pub(super) fn is_leaving(&self) -> bool {
         self.leave_by.is_some() || self.ending.is_some()
     }

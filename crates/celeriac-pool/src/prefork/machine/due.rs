@@ -71,7 +71,7 @@ impl Machine {
             });
             return;
         }
-        let is_ending = child.ending.is_some();
+        let is_ending = child.will_end();
         let has_more = child.jobs.len() > 1;
         let Some(pid) = child.pid else { return };
         let Some(job) = child.jobs.front_mut() else {

@@ -14,7 +14,8 @@ pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Limits of a child's memory, in KiB.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryLimits {
-    /// At more, an exception is raised in the task.
+    /// At more, an exception is raised in the task, and the child is replaced after it: what is left
+    /// of it would be held against the next one.
     pub soft: Option<u64>,
     /// A child that has held more is replaced after its task, as Celery does.
     pub replace: Option<u64>,
@@ -40,7 +41,13 @@ impl Machine {
 
     /// Whether it matters what a child has held when its job is done.
     pub fn replaces_by_memory(&self) -> bool {
-        self.limits.memory.replace.is_some()
+        self.replaced_above().is_some()
+    }
+
+    /// A child that has held more is replaced after its task.
+    fn replaced_above(&self) -> Option<u64> {
+        let MemoryLimits { soft, replace, .. } = self.limits.memory;
+        soft.into_iter().chain(replace).min()
     }
 
     /// Whether no child has a job.
@@ -76,7 +83,7 @@ impl Machine {
             return;
         };
         child.peak = child.peak.max(Some(held));
-        let Some(pid) = child.pid.filter(|_| child.ending.is_none()) else {
+        let Some(pid) = child.pid.filter(|_| !child.will_end()) else {
             return;
         };
         let running = child.jobs.front_mut().and_then(|job| {
@@ -124,7 +131,7 @@ impl Machine {
 
     /// A child has held so much, in KiB: it is replaced after its job where that is too much.
     pub(super) fn outgrown(&mut self, number: u32, peak: u64, now: Duration) {
-        let Some(limit) = self.limits.memory.replace.filter(|limit| peak > *limit) else {
+        let Some(limit) = self.replaced_above().filter(|limit| peak > *limit) else {
             return;
         };
         let Some(child) = self.children.get_mut(&number) else {
@@ -170,7 +177,7 @@ impl Machine {
     pub fn end_largest(&mut self, held: &[(u32, u64)], at_least: u64, shortage: Shortage) {
         let stays = |number: &u32| {
             let child = self.children.get(number);
-            child.is_some_and(|child| child.ending.is_none())
+            child.is_some_and(|child| !child.will_end())
         };
         let largest = held
             .iter()

@@ -378,7 +378,8 @@ impl Machine {
                     cause: LossCause::Terminated,
                     kill_at: Some(now + TERM_GRACE),
                 };
-                child.ending.get_or_insert(ending);
+                let known = child.ending.get_or_insert(ending);
+                known.kill_at = known.kill_at.or(ending.kill_at);
                 self.actions.push(Action::Kill {
                     number,
                     kill: Kill::TerminateGroup,

@@ -45,32 +45,38 @@ fn killed(number: u32) -> Action {
 }
 
 #[test]
-fn the_soft_limit_raises_once_in_each_task() {
+fn the_soft_limit_raises_once_and_the_child_is_replaced_after_its_task() {
     let mut world = world();
-    let raised = |key| Action::SoftLimit {
+    let raised = Action::SoftLimit {
         number: 1,
-        key: RequestKey(key),
+        key: RequestKey(1),
         limit: SoftLimit::Memory,
     };
-    let told = |key, resident| PoolEvent::SoftMemoryLimit {
-        key: RequestKey(key),
-        resident,
+    let told = PoolEvent::SoftMemoryLimit {
+        key: RequestKey(1),
+        resident: 501,
         limit: 500,
     };
     holds(&mut world, 1, 500);
     assert_eq!((world.told(), world.done()), (vec![], vec![]));
     holds(&mut world, 1, 501);
-    assert_eq!(world.told(), [told(1, 501)]);
-    assert!(world.done().contains(&raised(1)));
+    assert_eq!(world.told(), [told, too_much(1001, 501, 500, None)]);
+    assert!(world.done().contains(&raised));
     holds(&mut world, 1, 700);
     assert_eq!(world.told(), [], "once");
+    // What is left of it is not held against the next task.
     world.finish(1);
-    world.submit(job(2));
-    world.told();
-    world.done();
-    holds(&mut world, 1, 800);
-    assert_eq!(world.told(), [told(2, 800)]);
-    assert!(world.done().contains(&raised(2)));
+    assert_eq!(world.told(), [finished(1), PoolEvent::Up { pid: 1002 }]);
+}
+
+#[test]
+fn who_does_not_heed_an_operators_signal_has_its_limits() {
+    let mut world = world();
+    world.machine.terminate(RequestKey(1), 1, world.now);
+    world.settle();
+    assert!(!world.done().contains(&killed(1)));
+    holds(&mut world, 1, 10 * MEMORY.hard.unwrap());
+    assert!(world.done().contains(&killed(1)));
 }
 
 #[test]
