@@ -263,7 +263,7 @@ pub struct Delayed {
 }
 
 /// What went wrong between the worker and its broker.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     /// What kind of trouble it is.

@@ -22,6 +22,11 @@ use super::session::RedisSession;
 
 /// The beginning of tags in the store; `due.lua` knows it as well.
 const PREFIX: &str = "celeriac-delayed:";
+/// How far into the store is looked for what belongs to the worker's own queues: leases are not
+/// renewed meanwhile.
+const MOST_LOOKED_AT: usize = 20 * TAGS_PER_CALL;
+/// The longest value that is listed, in bytes.
+const LONGEST_LISTED: usize = 64 * 1024;
 
 impl RedisSession {
     /// Puts claimed messages into the delay store, or behind those that wait.
@@ -115,7 +120,7 @@ impl RedisSession {
     pub(super) async fn first_delayed(&mut self, count: usize) -> Result<Vec<Delayed>, Error> {
         let mut delayed = Vec::new();
         let mut offset = 0;
-        while delayed.len() < count {
+        while delayed.len() < count && offset < MOST_LOOKED_AT {
             let page: Vec<(String, f64)> = cmd("ZRANGE")
                 .arg(&self.shared.keys.unacked_index)
                 .arg(offset)
@@ -192,9 +197,31 @@ impl RedisSession {
             };
             if let Some(queue) = self.queue_of(list) {
                 let moment = score + self.shared.visibility_timeout.as_secs_f64();
-                get.hget(&self.shared.keys.unacked, &tag);
-                known.push((moment, suffix, queue));
+                known.push((tag, moment, suffix, queue));
             }
+        }
+        if known.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut measure = pipe();
+        for (tag, ..) in &known {
+            measure
+                .cmd("HSTRLEN")
+                .arg(&self.shared.keys.unacked)
+                .arg(tag);
+        }
+        let lengths: Vec<usize> = measure
+            .query_async(&mut self.connection)
+            .await
+            .map_err(|error| broker_error(&error))?;
+        let mut lengths = lengths.into_iter();
+        known.retain(|_| {
+            lengths
+                .next()
+                .is_some_and(|length| length <= LONGEST_LISTED)
+        });
+        for (tag, ..) in &known {
+            get.hget(&self.shared.keys.unacked, tag);
         }
         if known.is_empty() {
             return Ok(Vec::new());
@@ -204,7 +231,7 @@ impl RedisSession {
             .await
             .map_err(|error| broker_error(&error))?;
         let read = known.into_iter().zip(values);
-        let read = read.filter_map(|((moment, suffix, queue), value)| {
+        let read = read.filter_map(|((_, moment, suffix, queue), value)| {
             let value = Bytes::from(value?);
             let end = value.len().checked_sub(suffix).filter(|end| *end > 0)?;
             Some(Delayed {

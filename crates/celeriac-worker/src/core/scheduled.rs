@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use celeriac_core::broker::{Delayed, DeliveryTag};
+use celeriac_core::journal::Level;
 use celeriac_core::pool::RequestKey;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::command::Answer;
+use super::command::{Answer, CONTROL};
 use super::{Core, Effect, HookToken};
 use crate::control::info::info;
 use crate::control::mailbox::Address;
@@ -69,13 +70,11 @@ impl Core {
         let Some(Listing { address, held }) = self.remote.listings.remove(&token) else {
             return;
         };
-        let stored = match read {
-            Ok(stored) => stored,
-            Err(error) => {
-                let text = format!("The delay store can't be read: {error}");
-                return self.reply(&address, &json!({"error": text}));
-            }
-        };
+        let stored = read.unwrap_or_else(|error| {
+            let text = format!("inspect scheduled: the delay store can't be read: {error}");
+            self.notice(Level::Error, CONTROL, &text);
+            Vec::new()
+        });
         let stored = stored.into_iter().filter_map(|delayed| {
             let until = delayed.until;
             let request = self.request_of(delayed)?;

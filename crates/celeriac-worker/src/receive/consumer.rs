@@ -469,16 +469,24 @@ impl Consumer {
     /// Reads the delay store for those who ask.
     async fn read_delayed(&mut self, session: &mut dyn Session) -> Result<(), Error> {
         let questions = std::mem::take(&mut self.shared.wishes().listings);
+        let Some(most) = questions.iter().map(|(_, count)| *count).max() else {
+            return Ok(());
+        };
+        // Once for all who ask: it keeps the loop from its work.
+        let read = self.shared.owed(session.delayed(most)).await;
+        let lost = read
+            .as_ref()
+            .is_err_and(|error| error.kind == ErrorKind::Connection);
         for (question, count) in questions {
-            let read = session.delayed(count).await;
-            let lost = read
-                .as_ref()
-                .is_err_and(|error| error.kind == ErrorKind::Connection);
-            self.tell(Event::Delayed(question, read)).await;
-            if lost {
-                let text = "it was lost over reading the delay store";
-                return Err(Error::new(ErrorKind::Connection, text));
+            let mut answer = read.clone();
+            if let Ok(first) = &mut answer {
+                first.truncate(count);
             }
+            self.tell(Event::Delayed(question, answer)).await;
+        }
+        if lost {
+            let text = "it was lost over reading the delay store";
+            return Err(Error::new(ErrorKind::Connection, text));
         }
         Ok(())
     }
