@@ -14,6 +14,9 @@ use crate::arguments::Global;
 use crate::console;
 use crate::failure::Failure;
 
+/// How many letters a table has, unless more are asked for.
+const LISTED: usize = 100;
+
 /// What to do with dead letters.
 #[derive(Debug, Args)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
@@ -28,9 +31,9 @@ enum DlqCommand {
     List {
         #[command(flatten)]
         filter: Filter,
-        /// At most so many.
-        #[arg(short = 'n', long, value_name = "NUMBER", default_value_t = 100)]
-        limit: usize,
+        /// At most so many [default: 100, with --json all]
+        #[arg(short = 'n', long, value_name = "NUMBER")]
+        limit: Option<usize>,
         /// As JSON, a letter a line, in full.
         #[arg(long)]
         json: bool,
@@ -138,7 +141,8 @@ async fn carry_out(session: &mut dyn Session, command: &DlqCommand) -> Result<Ex
         } => {
             let chosen = letters.iter().filter(|letter| filter.passes(letter));
             let chosen: Vec<&DeadLetter> = chosen.collect();
-            let beyond = chosen.len().saturating_sub(*limit);
+            let limit = limit.unwrap_or(if *json { usize::MAX } else { LISTED });
+            let beyond = chosen.len().saturating_sub(limit);
             let listed = &chosen[..chosen.len() - beyond];
             if *json {
                 for letter in listed {

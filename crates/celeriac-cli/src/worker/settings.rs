@@ -333,8 +333,10 @@ fn memory(description: &Description) -> Result<MemoryLimits, Unusable> {
     let limit = |limit: Option<u64>| limit.filter(|limit| *limit > 0);
     let replace = limit(description.worker.max_memory_per_child);
     let soft = limit(settings.celeriac_soft_memory_per_child);
-    let hard = limit(settings.celeriac_hard_memory_per_child)
-        .or_else(|| replace.map(|limit| limit.saturating_mul(HARD_MEMORY)));
+    let hard = match settings.celeriac_hard_memory_per_child {
+        None => replace.map(|limit| limit.saturating_mul(HARD_MEMORY)),
+        given => limit(given),
+    };
     match (soft, hard) {
         (Some(soft), Some(hard)) if soft >= hard => Err(Unusable {
             message: format!(
