@@ -75,6 +75,24 @@ def test_a_task_that_kills_its_process_is_a_dead_letter_after_three_attempts(
     assert "There is no dead letter" in dlq(late_place, "show", result.id, status=1)
 
 
+def test_a_task_whose_workers_die_is_a_dead_letter_after_three(
+    place: Place, start: Any, client: Any
+) -> None:
+    place.settings = LATE
+    app: ModuleType = client(place)
+    result = app.sleep_safe.delay(300, place.file(), "x")
+    for death in range(3):
+        worker = start(place, "-c", "1")
+        wait_until(lambda: len(place.lines()) == death + 1, "it runs", 60)
+        worker.kill()
+    start(place, "-c", "1")
+    wait_until(lambda: found(place, result.id), "it is kept", 60)
+    letter = found(place, result.id)
+    assert letter is not None
+    assert (letter["cause"], letter["attempts"]) == ("worker-lost", 3)
+    assert place.lines() == ["start x"] * 3
+
+
 def test_a_task_that_nobody_knows_waits_for_somebody_who_does(
     late_place: Place, start: Any, client: Any
 ) -> None:

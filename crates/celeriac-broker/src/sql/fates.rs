@@ -82,6 +82,13 @@ pub(super) fn marked(payload: &[u8], marks: Marks) -> Option<String> {
     }
 }
 
+/// The payload of a message whose worker has died: marked as delivered before, and with one death
+/// more. What is no text has no mark, and stays as it is.
+pub(super) fn after_death(payload: &[u8]) -> Option<String> {
+    let marked = envelope::mark_redelivered(std::str::from_utf8(payload).ok()?);
+    Some(envelope::with_a_death(&marked).into_owned())
+}
+
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 impl Fates {
     pub(super) fn new(settlements: &[Settlement]) -> Self {
@@ -146,6 +153,10 @@ mod tests {
             told: true,
             ..Marks::default()
         };
+        assert_eq!(after_death(b"\xff"), None);
+        let dead = after_death(br#"{"headers": {}, "properties": {}}"#).unwrap();
+        assert!(dead.contains(r#""deaths": 1"#), "{dead}");
+        assert!(dead.contains(r#""redelivered": true"#), "{dead}");
         assert_eq!(marked(b"\xff", marks), None);
         assert_eq!(marked(b"no envelope", marks), None);
         assert_eq!(marked(br#"{"headers": {}}"#, Marks::default()), None);

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use celeriac_core::broker::Error;
 
 use super::error::is_deadlock;
-use super::store::{ATTEMPTS, MysqlStore, NEXT_VERSION, list};
+use super::store::{ATTEMPTS, MysqlStore, NEXT_VERSION, fits, list};
 use crate::sql::fates::{Later, marked};
 use crate::sql::store::{DelayedRow, Delays, MOVED_AT_ONCE, Moved, SOONEST};
 use crate::sql::tables::Tables;
@@ -105,7 +105,8 @@ impl MysqlStore {
             let Some((queue, payload)) = rows.remove(id) else {
                 continue;
             };
-            if let Some(marked) = marked(&payload, later.marks) {
+            let marked = marked(&payload, later.marks).filter(|marked| fits(&payload, marked));
+            if let Some(marked) = marked {
                 let statement =
                     format!("UPDATE {message} SET payload = ?, {NEXT_VERSION} WHERE id = ?");
                 self.connection.change(&statement, (marked, *id)).await?;

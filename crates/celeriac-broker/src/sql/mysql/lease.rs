@@ -2,7 +2,8 @@
 
 use celeriac_core::broker::Error;
 
-use super::store::{MysqlStore, NEXT_VERSION, list, marked};
+use super::store::{MysqlStore, NEXT_VERSION, fits, list};
+use crate::sql::fates::after_death;
 use crate::sql::lease::{DEAD_AFTER, GAP};
 use crate::sql::tables::Tables;
 
@@ -54,7 +55,7 @@ impl MysqlStore {
         self.connection.run(statement).await
     }
 
-    /// Gives back everything that a worker holds, marked as delivered before.
+    /// Gives back everything that a dead worker holds.
     pub(super) async fn restore(&mut self, worker: &str) -> Result<u64, Error> {
         let mut restored = 0;
         loop {
@@ -107,10 +108,8 @@ impl MysqlStore {
                  WHERE id = ?"
             );
             for (id, payload) in &rows {
-                // What is no text has no mark, and stays as it is.
-                self.connection
-                    .change(&statement, (marked(payload), *id))
-                    .await?;
+                let marked = after_death(payload).filter(|marked| fits(payload, marked));
+                self.connection.change(&statement, (marked, *id)).await?;
             }
             restored = rows.len() as u64;
             self.connection

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use celeriac_core::broker::{Error, Settlement};
-use celeriac_protocol::envelope;
 
 use super::connection::Connection;
 use super::error::is_deadlock;
@@ -369,8 +368,9 @@ impl Store for MysqlStore {
     }
 }
 
-/// Payloads come as bytes that anybody may have written.
-pub(super) fn marked(payload: &[u8]) -> Option<String> {
-    let text = std::str::from_utf8(payload).ok()?;
-    Some(envelope::mark_redelivered(text).into_owned())
+/// Whether a payload may stand where another one did: kombu's column is a `TEXT` of 64 KiB, unless
+/// somebody has made it larger. What does not fit goes without marks.
+pub(super) fn fits(before: &[u8], after: &str) -> bool {
+    const TEXT: usize = 65_535;
+    after.len() <= TEXT || before.len() > TEXT
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use celeriac_core::broker::{Error, Settlement};
-use celeriac_protocol::envelope;
 use tokio::time::timeout;
 use tokio_postgres::Row;
 
@@ -15,7 +14,7 @@ use super::error::broker_error;
 use super::schema::{self, Notices};
 use super::statements::Statements;
 use super::types::Text;
-use crate::sql::fates::{Change, Fates};
+use crate::sql::fates::{Change, Fates, after_death};
 use crate::sql::pace::Pace;
 use crate::sql::store::{self, Beat, Claims, Revoked, Store};
 use crate::sql::tables::Tables;
@@ -94,7 +93,7 @@ impl PostgresStore {
         Ok(())
     }
 
-    /// Gives back everything that a worker holds, marked as delivered before.
+    /// Gives back everything that a dead worker holds.
     async fn restore(&mut self, worker: &str) -> Result<u64, Error> {
         let mut restored = 0;
         loop {
@@ -124,11 +123,8 @@ impl PostgresStore {
         let mut marked: Vec<Option<String>> = Vec::new();
         for row in &rows {
             ids.push(get(row, 0)?);
-            // What is no text has no mark, and stays as it is.
-            marked.push(get::<Option<Text>>(row, 1)?.and_then(|Text(payload)| {
-                let text = std::str::from_utf8(&payload).ok()?;
-                Some(envelope::mark_redelivered(text).into_owned())
-            }));
+            let payload = get::<Option<Text>>(row, 1)?;
+            marked.push(payload.and_then(|Text(payload)| after_death(&payload)));
         }
         let told = connection
             .answer(connection.query(&sql.restore, &[&ids, &worker, &marked]))

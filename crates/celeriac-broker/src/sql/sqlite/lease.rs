@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
-use celeriac_protocol::envelope;
 use rusqlite::{Connection, TransactionBehavior, params};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::store::{Worker, payload};
+use crate::sql::fates::after_death;
 use crate::sql::lease::DEAD_AFTER;
 use crate::sql::tables::Tables;
 
@@ -77,7 +77,7 @@ pub(super) fn beat(connection: &mut Connection, own: &Worker) -> rusqlite::Resul
     Ok(restored)
 }
 
-/// Gives back everything that a worker holds, marked as delivered before.
+/// Gives back everything that a dead worker holds.
 fn restore(connection: &Connection, tables: &Tables, worker: &str) -> rusqlite::Result<u64> {
     let Tables { message, lease, .. } = tables;
     let held: Vec<(i64, Bytes)> = connection
@@ -93,9 +93,7 @@ fn restore(connection: &Connection, tables: &Tables, worker: &str) -> rusqlite::
          WHERE id = ?1"
     ))?;
     for (id, payload) in &held {
-        // What is no text has no mark, and stays as it is.
-        let text = std::str::from_utf8(payload).ok();
-        give_back.execute(params![id, text.map(envelope::mark_redelivered)])?;
+        give_back.execute(params![id, after_death(payload)])?;
     }
     connection.execute(&format!("DELETE FROM {lease} WHERE worker = ?1"), [worker])?;
     Ok(held.len() as u64)
