@@ -53,6 +53,8 @@ SETTINGS = {
 KILL = "kill"
 #: Those of the tasks that have a result; ``first`` and ``second`` are a chain.
 ENDING = ("plain", "first", "second", "later", "again")
+#: Those that send another one before they end, which comes twice if they are run twice.
+FOLLOWED_BY = {"first": "second", "retrying": "again"}
 #: What can't be run is a dead letter, by its cause.
 LETTERS = {"refused": "rejected", "broken": "undecodable"}
 
@@ -242,12 +244,11 @@ def judge(place: Place, app: Celery, was_killed: bool) -> None:
     lines = place.lines()
     until = lines.index(KILL) if was_killed else 0
     ends = Counter(line.removeprefix("end ") for line in lines if line != KILL)
-    assert set(ends) == {*ENDING, "refused"}
+    assert set(ends) == {*ENDING, *FOLLOWED_BY, "refused"}
     # The broker had not been told of the last, and of the one before only where it is told of
     # several at a time. Whoever is run again sends what follows it again.
     untold = {line.removeprefix("end ") for line in lines[max(until - 2, 0) : until]}
-    if "first" in untold:
-        untold.add("second")
+    untold |= {FOLLOWED_BY[name] for name in untold & FOLLOWED_BY.keys()}
     assert {name for name, count in ends.items() if count > 1} <= untold, lines
     assert all(count <= 2 for count in ends.values()), lines
     kept = letters(place)

@@ -30,6 +30,7 @@ def work(name):
 @app.task(bind=True, max_retries=1)
 def again(self, name):
     if self.request.retries == 0:
+        note("end retrying")
         raise self.retry(countdown=2.5)
     note(f"end {name}")
     return name
