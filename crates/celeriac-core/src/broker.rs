@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use crate::bus::{Bus, BusOptions};
 use crate::dead_letter::{Bounds, DeadLetter};
 use crate::limit::SharedLimitStore;
+use crate::publisher::Publisher;
 use crate::queue::Queue;
 use crate::revokes::KeptRevokes;
 
@@ -40,6 +41,17 @@ pub trait Broker: Send + Sync + fmt::Debug {
     /// See [`Error::retry`] for whether trying again may help.
     async fn open_bus(&self, _options: &BusOptions) -> Result<Option<Box<dyn Bus>>, Error> {
         Ok(None)
+    }
+
+    /// What sends messages to this broker; it connects when it is first used.
+    ///
+    /// # Errors
+    /// When this broker is not one that messages can be sent to.
+    fn publisher(&self) -> Result<Arc<dyn Publisher>, Error> {
+        Err(Error::new(
+            ErrorKind::Configuration,
+            "no messages can be sent to this broker",
+        ))
     }
 
     /// Where the same server or database keeps limits; `None` when it is no place for them.

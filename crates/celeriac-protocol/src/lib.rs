@@ -10,16 +10,20 @@
 
 pub mod content;
 pub mod envelope;
+pub mod exception;
 pub mod head;
 pub mod json;
 pub mod marks;
 pub mod message;
 pub mod rate;
 pub mod request;
+pub mod signature;
 pub mod timestamp;
 
 pub use content::AcceptContent;
+pub use exception::Exception;
 pub use head::{Head, InvalidTask, TimeLimit, TimeLimits};
 pub use marks::Marks;
 pub use message::{DeliveryInfo, Message};
 pub use rate::RateLimit;
+pub use signature::Signature;
