@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,12 +26,12 @@ class Point:
         return f"{'after' if self.after else 'before'} command {self.number}"
 
 
-class Commands:
+class Commands(ABC):
     """Cuts what a client sends into commands of its protocol."""
 
+    @abstractmethod
     def cut(self, sent: bytes) -> tuple[int, bool]:
         """How long the first command is, or 0 as long as it is not whole; and whether it counts."""
-        raise NotImplementedError
 
 
 class RedisCommands(Commands):

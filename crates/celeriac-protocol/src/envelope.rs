@@ -174,8 +174,14 @@ pub fn with_marks(text: &str, marks: Marks) -> Cow<'_, str> {
     Cow::Owned(envelope.to_string())
 }
 
-/// The envelope `text` with one more death among its marks: its worker died while it had it.
-pub fn with_a_death(text: &str) -> Cow<'_, str> {
+/// The envelope `text` of a message whose worker died while it had it: marked as delivered before,
+/// and with one more death among its marks.
+pub fn after_death(text: &str) -> String {
+    with_a_death(&mark_redelivered(text)).into_owned()
+}
+
+/// The envelope `text` with one more death among its marks.
+fn with_a_death(text: &str) -> Cow<'_, str> {
     let Ok(envelope) = Object::parse(text) else {
         return Cow::Borrowed(text);
     };

@@ -326,10 +326,7 @@ impl RedisSession {
         }
         let item = match redelivered {
             Redelivered::Yes => envelope::mark_redelivered(envelope).into_owned(),
-            Redelivered::AfterDeath => {
-                let marked = envelope::mark_redelivered(envelope);
-                envelope::with_a_death(&marked).into_owned()
-            }
+            Redelivered::AfterDeath => envelope::after_death(envelope),
             Redelivered::No => (*envelope).to_owned(),
         };
         Ok(Ok(Abandoned {

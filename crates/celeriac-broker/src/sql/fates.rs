@@ -82,11 +82,9 @@ pub(super) fn marked(payload: &[u8], marks: Marks) -> Option<String> {
     }
 }
 
-/// The payload of a message whose worker has died: marked as delivered before, and with one death
-/// more. What is no text has no mark, and stays as it is.
+/// The payload of a message whose worker has died. What is no text has no mark, and stays as it is.
 pub(super) fn after_death(payload: &[u8]) -> Option<String> {
-    let marked = envelope::mark_redelivered(std::str::from_utf8(payload).ok()?);
-    Some(envelope::with_a_death(&marked).into_owned())
+    std::str::from_utf8(payload).ok().map(envelope::after_death)
 }
 
 #[cfg(any(feature = "postgres", feature = "mysql"))]

@@ -64,8 +64,27 @@ pub(super) trait Delays {
     /// Has messages come whose moment is there, some in each call.
     async fn move_due(&mut self) -> Result<Moved, Error>;
 
+    /// How many messages are in the store.
+    async fn count_delayed(&mut self) -> Result<u64, Error>;
+
+    /// Has some messages come, whenever they are due.
+    async fn return_some(&mut self) -> Result<Came, Error>;
+
     /// Has all messages come that are in the store now, and tells how many there were.
-    async fn return_delayed(&mut self) -> Result<u64, Error>;
+    async fn return_delayed(&mut self) -> Result<u64, Error> {
+        let all = self.count_delayed().await?;
+        let (mut gone, mut returned) = (0, 0);
+        // No more than there were: who consumes them may delay them again.
+        while gone < all {
+            let some = self.return_some().await?;
+            if some.gone == 0 {
+                break;
+            }
+            gone += some.gone;
+            returned += some.seen;
+        }
+        Ok(returned)
+    }
 
     /// The first messages of these queues, at most `count`, in the order of their moments.
     async fn first_delayed(
@@ -103,6 +122,14 @@ pub(super) const SOONEST: i64 = 1_000_000;
 pub(super) const MOVED_AT_ONCE: usize = 500;
 /// How many records beyond the bounds go at once: one more than is added is enough.
 pub(super) const FORGOTTEN_AT_ONCE: usize = 100;
+
+/// What came of the delay store.
+pub(super) struct Came {
+    /// How many stand there no longer.
+    pub(super) gone: u64,
+    /// How many of them were still messages.
+    pub(super) seen: u64,
+}
 
 /// What [`Delays::move_due`] did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use celeriac_core::broker::Error;
 use super::error::is_deadlock;
 use super::store::{ATTEMPTS, MysqlStore, NEXT_VERSION, fits, list};
 use crate::sql::fates::{Later, marked};
-use crate::sql::store::{DelayedRow, Delays, MOVED_AT_ONCE, Moved, SOONEST};
+use crate::sql::store::{Came, DelayedRow, Delays, MOVED_AT_ONCE, Moved, SOONEST};
 use crate::sql::tables::Tables;
 
 /// The server's clock, in microseconds since 1970. `UNIX_TIMESTAMP` knows one hour a year twice.
@@ -31,20 +31,14 @@ impl Delays for MysqlStore {
         })
     }
 
-    async fn return_delayed(&mut self) -> Result<u64, Error> {
+    async fn count_delayed(&mut self) -> Result<u64, Error> {
         let count = format!("SELECT count(*) FROM {}", self.tables.delayed);
-        let all: Option<u64> = self.connection.first(&count, ()).await?;
-        let (mut gone, mut returned) = (0, 0);
-        // No more than there were: who consumes them may delay them again.
-        while gone < all.unwrap_or_default() {
-            let some = self.come(&i64::MAX.to_string()).await?;
-            if some.gone == 0 {
-                break;
-            }
-            gone += some.gone;
-            returned += some.seen;
-        }
-        Ok(returned)
+        let count: Option<u64> = self.connection.first(&count, ()).await?;
+        Ok(count.unwrap_or_default())
+    }
+
+    async fn return_some(&mut self) -> Result<Came, Error> {
+        self.come(&i64::MAX.to_string()).await
     }
 
     async fn first_delayed(
@@ -75,14 +69,6 @@ impl Delays for MysqlStore {
         rows.truncate(count);
         Ok(rows)
     }
-}
-
-/// What came of the store.
-struct Came {
-    /// How many stand there no longer.
-    gone: u64,
-    /// How many of them were still messages.
-    seen: u64,
 }
 
 impl MysqlStore {

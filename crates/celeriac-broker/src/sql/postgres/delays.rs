@@ -8,7 +8,7 @@ use celeriac_core::broker::Error;
 use super::store::{PostgresStore, get};
 use super::types::Text;
 use crate::sql::fates::{Later, marked};
-use crate::sql::store::{DelayedRow, Delays, MOVED_AT_ONCE, Moved};
+use crate::sql::store::{Came, DelayedRow, Delays, MOVED_AT_ONCE, Moved};
 use crate::sql::tables::Tables;
 
 #[async_trait]
@@ -27,22 +27,15 @@ impl Delays for PostgresStore {
         })
     }
 
-    async fn return_delayed(&mut self) -> Result<u64, Error> {
-        let all = format!("SELECT count(*) FROM {}", self.tables.delayed);
+    async fn count_delayed(&mut self) -> Result<u64, Error> {
+        let count = format!("SELECT count(*) FROM {}", self.tables.delayed);
         let connection = &self.connection;
-        let all = connection.answer(connection.query_one(&all, &[])).await?;
-        let all: i64 = get(&all, 0)?;
-        let (mut gone, mut returned) = (0, 0);
-        // No more than there were: who consumes them may delay them again.
-        while gone < all {
-            let some = self.come(Some(i64::MAX)).await?;
-            if some.gone == 0 {
-                break;
-            }
-            gone += some.gone;
-            returned += some.seen;
-        }
-        Ok(returned)
+        let count = connection.answer(connection.query_one(&count, &[])).await?;
+        Ok(get::<i64>(&count, 0)? as u64)
+    }
+
+    async fn return_some(&mut self) -> Result<Came, Error> {
+        self.come(Some(i64::MAX)).await
     }
 
     async fn first_delayed(
@@ -79,14 +72,6 @@ impl Delays for PostgresStore {
     }
 }
 
-/// What came of the store.
-struct Came {
-    /// How many stand there no longer.
-    gone: i64,
-    /// How many of them were still messages.
-    seen: u64,
-}
-
 impl PostgresStore {
     /// Puts messages that this worker holds into the store.
     pub(super) async fn keep(&self, later: &[(i64, Later)]) -> Result<(), Error> {
@@ -121,7 +106,7 @@ impl PostgresStore {
             .answer(connection.query_one(&sql.come, &[&moment, &most]))
             .await?;
         Ok(Came {
-            gone: get(&row, 0)?,
+            gone: get::<i64>(&row, 0)? as u64,
             seen: get::<i64>(&row, 1)? as u64,
         })
     }

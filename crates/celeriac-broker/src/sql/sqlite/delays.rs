@@ -12,7 +12,7 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
 use super::store::{SqliteStore, Worker, payload};
 use crate::sql::fates::{Later, marked};
-use crate::sql::store::{DelayedRow, Delays, MOVED_AT_ONCE, Moved, SOONEST};
+use crate::sql::store::{Came, DelayedRow, Delays, MOVED_AT_ONCE, Moved, SOONEST};
 use crate::sql::tables::Tables;
 
 #[async_trait]
@@ -35,26 +35,19 @@ impl Delays for SqliteStore {
         .await
     }
 
-    async fn return_delayed(&mut self) -> Result<u64, Error> {
-        let all: i64 = self
-            .run(|connection, worker| {
-                let count = format!("SELECT count(*) FROM {}", worker.tables.delayed);
-                connection.query_row(&count, [], |row| row.get(0))
+    async fn count_delayed(&mut self) -> Result<u64, Error> {
+        self.run(|connection, worker| {
+            let count = format!("SELECT count(*) FROM {}", worker.tables.delayed);
+            connection.query_row(&count, [], |row| {
+                row.get::<_, i64>(0).map(|count| count as u64)
             })
-            .await?;
-        let (mut gone, mut returned) = (0, 0);
-        // No more than there were: who consumes them may delay them again.
-        while gone < all as u64 {
-            let some = self
-                .run(|connection, worker| come(connection, &worker.tables, i64::MAX))
-                .await?;
-            if some.gone == 0 {
-                break;
-            }
-            gone += some.gone;
-            returned += some.seen;
-        }
-        Ok(returned)
+        })
+        .await
+    }
+
+    async fn return_some(&mut self) -> Result<Came, Error> {
+        self.run(|connection, worker| come(connection, &worker.tables, i64::MAX))
+            .await
     }
 
     async fn first_delayed(
@@ -114,14 +107,6 @@ fn first(connection: &Connection, tables: &Tables) -> rusqlite::Result<Option<i6
     connection
         .prepare_cached(&format!("SELECT min(due) FROM {}", tables.delayed))?
         .query_row([], |row| row.get(0))
-}
-
-/// What came of the store.
-struct Came {
-    /// How many stand there no longer.
-    gone: u64,
-    /// How many of them were still messages.
-    seen: u64,
 }
 
 /// Has messages be seen that are due by `moment`, as many as one transaction takes.
