@@ -11,11 +11,11 @@ use celeriac_core::dead_letter::Bounds;
 use celeriac_core::journal::Journal;
 use celeriac_core::queue::Queue;
 use celeriac_core::revokes::RevokeStore;
-use celeriac_protocol::{AcceptContent, TimeLimits};
+use celeriac_protocol::AcceptContent;
 use celeriac_worker::autoscale::Autoscale;
 use celeriac_worker::control::bus;
-use celeriac_worker::core::{Options, RemoteOptions, StoreOptions};
-use celeriac_worker::parts::{End, Meter, Parts};
+use celeriac_worker::core::{Consumed, LaneOptions, Options, RemoteOptions, StoreOptions};
+use celeriac_worker::parts::{End, Lane, Meter, Parts};
 use celeriac_worker::receive::consumer;
 use celeriac_worker::receive::failover::{RetryPolicy, Strategy};
 use celeriac_worker::shutdown::Deadline;
@@ -98,15 +98,7 @@ pub(crate) fn worker(
         writes,
     });
     let size = plan.autoscale.map_or(plan.processes, |_| 1);
-    let pool = SimulatedPool::new(
-        Arc::clone(world),
-        process,
-        started,
-        size,
-        plan.max_tasks_per_child,
-    );
-    Worker::run(Parts {
-        options: options(&plan, process),
+    let lane = Lane {
         consumer: consumer::Options {
             brokers: vec![Arc::clone(&broker)],
             strategy: Strategy::RoundRobin,
@@ -119,6 +111,17 @@ pub(crate) fn worker(
             purge: false,
             dead_letters: Bounds::default(),
         },
+        pool: Box::new(SimulatedPool::new(
+            Arc::clone(world),
+            process,
+            started,
+            size,
+            plan.max_tasks_per_child,
+        )),
+    };
+    Worker::run(Parts {
+        options: options(&plan, process),
+        lanes: vec![lane],
         bus: bus::Options {
             brokers: vec![broker],
             is_needed: false,
@@ -129,7 +132,6 @@ pub(crate) fn worker(
                 hears_workers: false,
             },
         },
-        pool: Box::new(pool),
         hooks: Arc::new(SimulatedHooks {
             world: Arc::clone(world),
             process,
@@ -172,8 +174,11 @@ fn options(plan: &Plan, process: ProcessId) -> Options {
         rate_limits,
         limits_rates: true,
         accept: AcceptContent::new(["application/json".to_owned()]),
-        time_limits: TimeLimits::default(),
-        throttled_limit: 8,
+        lanes: vec![LaneOptions {
+            throttled_limit: 8,
+            autoscale: plan.autoscale.map(|max| Autoscale::new(max, 1, keepalive)),
+            ..LaneOptions::default()
+        }],
         spills_throttled: plan.has_store,
         limits: Arc::default(),
         limit_holder: process.to_string(),
@@ -186,7 +191,6 @@ fn options(plan: &Plan, process: ProcessId) -> Options {
             grace: Duration::from_secs(1),
         }),
         held_limit: plan.held_limit,
-        autoscale: plan.autoscale.map(|max| Autoscale::new(max, 1, keepalive)),
         tags_outlive_connections: plan.is_leased() || plan.is_mutated(Mutation::TagsOutlive),
         cancel_on_connection_loss: plan.cancels_on_loss,
         soft_shutdown_timeout: plan.soft_shutdown,
@@ -210,8 +214,11 @@ fn options(plan: &Plan, process: ProcessId) -> Options {
             commands: HashSet::new(),
             overridden: HashSet::new(),
             broker_info: json!({}),
-            pool_info: Map::new(),
-            queues: vec![("celery".to_owned(), json!({"name": "celery"}))],
+            queues: vec![Consumed {
+                name: "celery".to_owned(),
+                info: json!({"name": "celery"}),
+                lane: 0,
+            }],
             software: ["py-celery", "5", "Linux"].map(str::to_owned),
         },
     }

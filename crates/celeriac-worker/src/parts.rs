@@ -21,14 +21,12 @@ use crate::vitals::Probes;
 pub struct Parts {
     /// What does not change while it lives.
     pub options: core::Options,
-    /// What it consumes from.
-    pub consumer: consumer::Options,
+    /// What runs its tasks, in the order of [`core::Options::lanes`].
+    pub lanes: Vec<Lane>,
     /// What remote control and events go over.
     pub bus: bus::Options,
     /// What keeps limits for all workers, if there are any.
     pub limit_store: Option<SharedLimitStore>,
-    /// What runs its tasks.
-    pub pool: Box<dyn Pool>,
     /// What runs the app's hooks.
     pub hooks: Arc<dyn Hooks>,
     /// What the app asks of the worker: commands of the remote control and their arguments.
@@ -60,6 +58,14 @@ pub struct Parts {
     pub has_worker_steps: bool,
     /// Whether the app has consumer steps of its own.
     pub has_consumer_steps: bool,
+}
+
+/// A pool, and what it is given.
+pub struct Lane {
+    /// What it consumes from.
+    pub consumer: consumer::Options,
+    /// What runs the tasks.
+    pub pool: Box<dyn Pool>,
 }
 
 /// Tells what is used of the machine.

@@ -18,6 +18,8 @@ pub struct Request {
     pub key: RequestKey,
     /// Names its message towards the broker.
     pub tag: DeliveryTag,
+    /// The worker's lane that it came through: the pool that runs it.
+    pub lane: usize,
     /// The queue that it came from.
     pub queue: Arc<str>,
     /// What the worker understands of the message.

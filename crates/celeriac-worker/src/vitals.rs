@@ -45,8 +45,8 @@ pub struct Vitals {
     pub consumer_is_gone: bool,
     /// Queues that it consumes from.
     pub queues: usize,
-    /// The pool's processes.
-    pub pool: Condition,
+    /// The processes of each pool.
+    pub pools: Vec<Condition>,
     /// Whether so many hooks wait for main that nothing is fetched.
     pub waits_for_main: bool,
 }
@@ -150,25 +150,31 @@ impl Vitals {
         if self.queues == 0 {
             reasons.push("it consumes from no queue".to_owned());
         }
-        let Condition {
-            wanted,
-            up,
-            can_fork,
-            failures,
-        } = self.pool;
-        if failures >= CRASH_LOOP {
-            reasons.push(format!(
-                "the last {failures} processes of the pool died while they started"
-            ));
-        } else if !can_fork {
-            reasons.push("there is no process yet that the pool's can be forked from".to_owned());
-        } else if wanted > 0 && up == 0 {
-            reasons.push("no process of the pool is up".to_owned());
-        }
+        reasons.extend(self.pools.iter().filter_map(unready));
         if self.waits_for_main {
             reasons.push("the main process is behind: too many hooks wait for it".to_owned());
         }
         reasons
+    }
+}
+
+/// Why a pool can run no task.
+fn unready(pool: &Condition) -> Option<String> {
+    let Condition {
+        wanted,
+        up,
+        can_fork,
+        failures,
+    } = *pool;
+    if failures >= CRASH_LOOP {
+        let text = "processes of the pool died while they started";
+        Some(format!("the last {failures} {text}"))
+    } else if !can_fork {
+        Some("there is no process yet that the pool's can be forked from".to_owned())
+    } else if wanted > 0 && up == 0 {
+        Some("no process of the pool is up".to_owned())
+    } else {
+        None
     }
 }
 
@@ -238,12 +244,12 @@ mod tests {
             connection: Connection::Up { asked: None },
             consumer_is_gone: false,
             queues: 1,
-            pool: Condition {
+            pools: vec![Condition {
                 wanted: 4,
                 up: 4,
                 can_fork: true,
                 failures: 0,
-            },
+            }],
             waits_for_main: false,
         }
     }
@@ -256,12 +262,12 @@ mod tests {
 
     fn pool(wanted: usize, up: usize, can_fork: bool, failures: u32) -> Vitals {
         with(|vitals| {
-            vitals.pool = Condition {
+            vitals.pools = vec![Condition {
                 wanted,
                 up,
                 can_fork,
                 failures,
-            };
+            }];
         })
     }
 

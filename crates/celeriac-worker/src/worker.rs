@@ -15,7 +15,7 @@ use celeriac_core::clock::{Clock, Now};
 use celeriac_core::journal::{Journal, Level};
 use celeriac_core::pool::{Pool, PoolEvent};
 use futures_util::StreamExt as _;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, select_all};
 use futures_util::stream::FuturesUnordered;
 use serde_json::{Map, Value};
 use tokio::sync::{Notify, mpsc};
@@ -29,6 +29,7 @@ use crate::hooks::{Blueprint, HookCall, Hooks};
 use crate::limit::keeper;
 use crate::parts::{End, Meter, OperatorSignal, Parts};
 use crate::receive::consumer::{Burial, Event, Handle};
+use crate::receive::tags::lane_of;
 use crate::shutdown::Phase;
 use crate::vitals::{Health, Probes};
 use leave::{Attended, attended};
@@ -37,11 +38,7 @@ use leave::{Attended, attended};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Start {
     /// Waiting for the broker, for the bus, and for the first process of the pool.
-    Waiting {
-        is_connected: bool,
-        is_heard: bool,
-        is_up: bool,
-    },
+    Waiting { is_heard: bool },
     /// The app's consumer steps are starting.
     Steps,
     /// Receivers of `worker_ready` are called.
@@ -75,8 +72,17 @@ type Answered = (Asked, Result<serde_json::Value, String>);
 /// A worker that runs.
 pub struct Worker {
     core: Core,
-    pool: Box<dyn Pool>,
-    consumer: Handle,
+    /// What runs tasks, by lanes.
+    pools: Vec<Box<dyn Pool>>,
+    /// What brings them, by lanes.
+    consumers: Vec<Handle>,
+    connections: Vec<Connection>,
+    /// Whether a process of each pool was up.
+    was_up: Vec<bool>,
+    /// How many jobs each pool can take, when last looked at.
+    free: Vec<usize>,
+    /// The lane that is heard first: each in its turn.
+    turn: usize,
     bus: bus::Handle,
     limits: keeper::Handle,
     meter: Box<dyn Meter>,
@@ -102,10 +108,15 @@ pub struct Worker {
     steps: Steps,
     /// The blueprints whose steps main has started.
     started: BTreeSet<Blueprint>,
-    is_connected: bool,
-    /// When it was connected, or the connection lost.
-    connection_since: Duration,
     exits_at_once: Option<i32>,
+}
+
+/// How a lane stands with the broker.
+#[derive(Debug, Clone, Copy)]
+struct Connection {
+    is_up: bool,
+    /// When it was connected, or the connection lost.
+    since: Duration,
 }
 
 impl Worker {
@@ -116,11 +127,14 @@ impl Worker {
         let mut told = Vec::new();
         let mut interrupted = None;
         let mut blueprints = BTreeSet::new();
+        let lanes = std::mem::take(&mut parts.lanes).into_iter();
+        let (consumers, mut pools): (Vec<_>, Vec<_>) =
+            lanes.map(|lane| (lane.consumer, lane.pool)).unzip();
         if parts.has_worker_steps {
             let started = parts.hooks.call(HookCall::StartSteps(Blueprint::Worker));
-            let (pool, orders) = (&mut *parts.pool, &mut parts.orders);
             let health = Health::starting("the app's worker steps are starting");
-            let attending = attended(pool, orders, &parts.main_died, started, &mut told);
+            let (pools, orders) = (&mut pools, &mut parts.orders);
+            let attending = attended(pools, orders, &parts.main_died, started, &mut told);
             match parts.probes.during(&health, attending).await {
                 Attended::Answered(Ok(_)) => drop(blueprints.insert(Blueprint::Worker)),
                 Attended::Interrupted(order) => interrupted = Some(order),
@@ -141,11 +155,26 @@ impl Worker {
                 Arc::clone(&parts.journal),
                 now,
             ),
-            consumer: Handle::start(parts.consumer, Arc::clone(&parts.journal)),
+            connections: vec![
+                Connection {
+                    is_up: false,
+                    since: now.monotonic,
+                };
+                pools.len()
+            ],
+            was_up: vec![false; pools.len()],
+            free: Vec::with_capacity(pools.len()),
+            turn: 0,
+            consumers: consumers
+                .into_iter()
+                .enumerate()
+                .map(|(lane, options)| Handle::start(options, lane, Arc::clone(&parts.journal)))
+                .collect(),
             bus: bus::Handle::start(parts.bus),
             limits: keeper::Handle::start(parts.limit_store, Arc::clone(&parts.journal)),
             meter: parts.meter,
-            pool: parts.pool,
+            start: Start::Waiting { is_heard: false },
+            pools,
             hooks: parts.hooks,
             journal: parts.journal,
             clock: parts.clock,
@@ -157,11 +186,6 @@ impl Worker {
             answers: FuturesUnordered::new(),
             letters: Vec::new(),
             settlements: Vec::new(),
-            start: Start::Waiting {
-                is_connected: false,
-                is_heard: false,
-                is_up: false,
-            },
             heartbeat: None,
             heartbeat_interval: parts.heartbeat,
             signals_heartbeat: parts.signals_heartbeat,
@@ -169,12 +193,14 @@ impl Worker {
             keeps_state: parts.keeps_state,
             steps: Steps::Started,
             started: blueprints,
-            is_connected: false,
-            connection_since: now.monotonic,
             exits_at_once: None,
         };
-        worker.core.pool_resized(worker.pool.size());
-        worker.pool_told(told);
+        for (lane, pool) in worker.pools.iter().enumerate() {
+            worker.core.pool_resized(lane, pool.size());
+        }
+        for (lane, events) in told {
+            worker.pool_told(lane, events);
+        }
         if failed {
             worker.fail();
         }
@@ -186,6 +212,13 @@ impl Worker {
 
     fn now(&self) -> Now {
         Now::read(&*self.clock)
+    }
+
+    /// Looks how many jobs the pools can take, and reads the clock.
+    fn look(&mut self) -> Now {
+        self.free.clear();
+        self.free.extend(self.pools.iter().map(|pool| pool.free()));
+        self.now()
     }
 
     async fn work(mut self) -> End {
@@ -217,6 +250,7 @@ impl Worker {
     async fn happen(&mut self) {
         let now = self.now();
         let tick = self.core.next_tick(now);
+        self.turn = self.turn.wrapping_add(1);
         tokio::select! {
             biased;
             Some(order) = self.orders.recv() => self.operator_said(order),
@@ -225,28 +259,33 @@ impl Worker {
             // makes a successor.
             Some((asked, answer)) = self.answers.next() => self.answered(asked, answer),
             () = self.main_died.notified() => self.main_has_died(),
-            events = self.pool.next() => self.pool_told(events),
+            (lane, events) = pools_told(&mut self.pools, self.turn) => self.pool_told(lane, events),
             Some((command, arguments)) = self.asked.recv() => {
                 let now = self.now();
                 self.core.asked(&command, arguments, now);
                 // Tasks may be free to begin now.
-                self.core.tick(self.pool.free(), now);
+                self.tick();
             }
             Some(event) = self.bus.next() => self.bus_told(event),
             told = self.limits.next() => self.limits_told(told),
-            Some(event) = self.consumer.next() => self.consumer_told(event),
-            () = next_beat(&mut self.heartbeat) => self.beat("worker-heartbeat"),
-            () = sleep(tick.unwrap_or(Duration::MAX)), if tick.is_some() => {
-                let now = self.now();
-                self.core.tick(self.pool.free(), now);
+            (lane, event) = consumers_told(&mut self.consumers, self.turn) => {
+                self.consumer_told(lane, event);
             }
+            () = next_beat(&mut self.heartbeat) => self.beat("worker-heartbeat"),
+            () = sleep(tick.unwrap_or(Duration::MAX)), if tick.is_some() => self.tick(),
         }
         self.go_on_starting();
     }
 
+    fn tick(&mut self) {
+        let now = self.look();
+        self.core.tick(&self.free, now);
+    }
+
     fn limits_told(&mut self, (key, answer): keeper::Told) {
         let random = RandomState::new().build_hasher().finish();
-        let (free, now) = (self.pool.free(), self.now());
+        let now = self.look();
+        let free = &self.free;
         self.core.limits_answered(key, answer, random, free, now);
     }
 
@@ -285,12 +324,13 @@ impl Worker {
             bus::Event::Reached(mailboxes) => self.core.bus_reached(mailboxes, now),
             bus::Event::Heard(heard) => {
                 if heard.kind == Kind::Command {
-                    let (processes, rusage) = (self.pool.processes(), self.meter.rusage());
-                    self.core.observed(processes, rusage);
+                    let processes = self.pools.iter().map(|pool| pool.processes());
+                    let processes = processes.collect();
+                    self.core.observed(processes, self.meter.rusage());
                 }
                 self.core.heard(*heard, now);
                 // Tasks may be free to begin now.
-                self.core.tick(self.pool.free(), now);
+                self.tick();
             }
             bus::Event::Lost(error) => {
                 tracing::debug!(%error, "the bus is lost");
@@ -302,7 +342,7 @@ impl Worker {
     /// There is a bus, or there will be none for now: the start need not wait for it.
     fn bus_is_heard(&mut self) {
         let now = self.now();
-        if let Start::Waiting { is_heard, .. } = &mut self.start
+        if let Start::Waiting { is_heard } = &mut self.start
             && !std::mem::replace(is_heard, true)
             && !self.core.catches_up()
         {
@@ -331,8 +371,8 @@ impl Worker {
     fn answered(&mut self, asked: Asked, answer: Result<serde_json::Value, String>) {
         match (asked, answer) {
             (Asked::Core(token), answer) => {
-                let (free, now) = (self.pool.free(), self.now());
-                self.core.answered(token, answer, free, now);
+                let now = self.look();
+                self.core.answered(token, answer, &self.free, now);
             }
             (Asked::Steps(blueprint), Ok(_)) => {
                 self.started.insert(blueprint);
@@ -370,38 +410,34 @@ impl Worker {
         ));
     }
 
-    fn pool_told(&mut self, events: Vec<PoolEvent>) {
+    fn pool_told(&mut self, lane: usize, events: Vec<PoolEvent>) {
         for event in &events {
             match event {
-                PoolEvent::Up { .. } => {
-                    if let Start::Waiting { is_up, .. } = &mut self.start {
-                        *is_up = true;
-                    }
-                }
+                PoolEvent::Up { .. } => self.was_up[lane] = true,
                 PoolEvent::CannotStart { reason } => {
                     self.cannot_go_on(&format!("Could not start worker processes: {reason}"));
                 }
                 _ => {}
             }
         }
-        let (free, now) = (self.pool.free(), self.now());
-        self.core.pool_told(events, free, now);
-        self.core.pool_resized(self.pool.size());
+        let now = self.look();
+        self.core.pool_told(lane, events, &self.free, now);
+        self.core.pool_resized(lane, self.pools[lane].size());
     }
 
-    fn consumer_told(&mut self, event: Event) {
+    fn consumer_told(&mut self, lane: usize, event: Event) {
         match event {
             Event::Connected(broker) => {
-                self.is_connected = true;
-                self.connection_since = self.clock.monotonic();
-                self.bus.follow(broker);
-                match &mut self.start {
-                    Start::Waiting { is_connected, .. } => *is_connected = true,
-                    Start::Ready => {
-                        let now = self.now();
-                        self.core.connected(now);
-                    }
-                    Start::Steps | Start::Announced | Start::Failed => {}
+                self.connections[lane] = Connection {
+                    is_up: true,
+                    since: self.clock.monotonic(),
+                };
+                if lane == 0 {
+                    self.bus.follow(broker);
+                }
+                if self.start == Start::Ready {
+                    let now = self.now();
+                    self.core.connected(lane, now);
                 }
             }
             Event::Purged(0) | Event::Closed => {}
@@ -412,15 +448,15 @@ impl Worker {
                 ));
             }
             Event::Delivered(_, deliveries) => {
-                let (free, now) = (self.pool.free(), self.now());
-                self.core.delivered(deliveries, free, now);
+                let now = self.look();
+                self.core.delivered(lane, deliveries, &self.free, now);
             }
             Event::QueueRefused(queue) => self.core.queue_refused(&queue),
             Event::Leased(until) => {
-                let (free, now) = (self.pool.free(), self.now());
+                let now = self.look();
                 let left = until.map(|until| until.saturating_duration_since(Instant::now()));
                 let until = left.map(|left| now.monotonic + left);
-                self.core.leased(until, free, now);
+                self.core.leased(lane, until, &self.free, now);
             }
             Event::LeasesLost(tags) => self.core.leases_lost(&tags),
             Event::Delayed(question, read) => {
@@ -433,9 +469,11 @@ impl Worker {
                 self.core.revokes_read(read, now);
             }
             Event::Lost => {
-                self.is_connected = false;
-                self.connection_since = self.clock.monotonic();
-                self.core.disconnected();
+                self.connections[lane] = Connection {
+                    is_up: false,
+                    since: self.clock.monotonic(),
+                };
+                self.core.disconnected(lane);
             }
             Event::GaveUp => self.fail(),
         }
@@ -443,15 +481,11 @@ impl Worker {
 
     /// Goes on as soon as the broker and a process of the pool are there.
     fn go_on_starting(&mut self) {
-        let Start::Waiting {
-            is_connected: true,
-            is_heard: true,
-            is_up,
-        } = self.start
-        else {
-            return;
-        };
-        if self.core.catches_up() || !is_up && self.pool.size() > 0 {
+        if self.start != (Start::Waiting { is_heard: true })
+            || !self.is_connected()
+            || !self.is_up()
+            || self.core.catches_up()
+        {
             return;
         }
         // As in Celery, the first beat comes before the app's steps start.
@@ -467,6 +501,17 @@ impl Worker {
         } else {
             self.announce_ready();
         }
+    }
+
+    /// Whether all lanes have reached the broker.
+    fn is_connected(&self) -> bool {
+        self.connections.iter().all(|connection| connection.is_up)
+    }
+
+    /// Whether all pools that are to have processes have had one.
+    fn is_up(&self) -> bool {
+        let mut pools = self.pools.iter().zip(&self.was_up);
+        pools.all(|(pool, was_up)| *was_up || pool.size() == 0)
     }
 
     /// All is there: receivers of `worker_ready` come before the first task, as in Celery.
@@ -491,9 +536,11 @@ impl Worker {
             }
             .record(),
         );
-        if self.is_connected {
-            let now = self.now();
-            self.core.connected(now);
+        let now = self.now();
+        for (lane, connection) in self.connections.iter().enumerate() {
+            if connection.is_up {
+                self.core.connected(lane, now);
+            }
         }
     }
 
@@ -518,30 +565,42 @@ impl Worker {
                 Effect::GiveBack(key, holding, held) => {
                     self.limits.release(key, *holding, held);
                 }
-                Effect::Submit(job) => self.pool.submit(job),
-                Effect::Terminate(key, signal) => self.pool.terminate(key, signal),
-                Effect::Interrupt { key, requeues } => self.pool.interrupt(key, requeues),
-                Effect::Scale(scale) => {
+                Effect::Submit(lane, job) => self.pools[lane].submit(job),
+                Effect::Terminate(lane, key, signal) => self.pools[lane].terminate(key, signal),
+                Effect::Interrupt {
+                    lane,
+                    key,
+                    requeues,
+                } => self.pools[lane].interrupt(key, requeues),
+                Effect::Scale(lane, scale) => {
+                    let pool = &mut self.pools[lane];
                     let size = match scale {
-                        Scale::Up(processes) => self.pool.size() + processes,
-                        Scale::Down(processes) => self.pool.size().saturating_sub(processes),
+                        Scale::Up(processes) => pool.size() + processes,
+                        Scale::Down(processes) => pool.size().saturating_sub(processes),
                     };
-                    self.pool.resize(size);
-                    self.pool_is_resized();
+                    pool.resize(size);
+                    self.pool_is_resized(lane);
                 }
-                Effect::Shrink(processes) => {
-                    self.pool.shrink(processes);
-                    self.pool_is_resized();
+                Effect::Shrink(lane, processes) => {
+                    self.pools[lane].shrink(processes);
+                    self.pool_is_resized(lane);
                 }
-                Effect::RestartPool => self.pool.restart(),
-                Effect::AddQueue(queue) => self.consumer.add_queue(queue),
-                Effect::CancelQueue(queue) => self.consumer.cancel_queue(queue),
-                Effect::ReadDelayed(token, count) => self.consumer.read_delayed(token.0, count),
-                Effect::ReadRevokes(since) => self.consumer.read_revokes(since),
+                Effect::RestartPools => self.pools.iter_mut().for_each(|pool| pool.restart()),
+                Effect::AddQueue(lane, queue) => self.consumers[lane].add_queue(queue),
+                Effect::CancelQueue(queue) => {
+                    for consumer in &self.consumers {
+                        consumer.cancel_queue(queue.clone());
+                    }
+                }
+                Effect::ReadDelayed(lane, token, count) => {
+                    self.consumers[lane].read_delayed(token.0, count);
+                }
+                // One of them is enough: they read the same store.
+                Effect::ReadRevokes(since) => self.consumers[0].read_revokes(since),
                 Effect::Broadcast(command) => self.bus.broadcast(command),
                 Effect::Send(outgoing) => self.bus.send(vec![outgoing]),
-                Effect::ClosePool => self.pool.close(),
-                Effect::KillPool => self.pool.kill(),
+                Effect::ClosePools => self.pools.iter_mut().for_each(|pool| pool.close()),
+                Effect::KillPools => self.pools.iter_mut().for_each(|pool| pool.kill()),
                 Effect::Call(token, call) => {
                     let answer = self.hooks.call(call);
                     self.answers
@@ -557,15 +616,30 @@ impl Worker {
             self.bus.send(outgoing);
         }
         self.end_steps();
-        let want = self.core.want(self.pool.free());
-        self.consumer
-            .exchange(&mut self.letters, &mut self.settlements, want);
+        self.exchange();
     }
 
-    /// Tells the core and main how many processes the pool is to have now.
-    fn pool_is_resized(&mut self) {
-        let limit = self.pool.size();
-        self.core.pool_resized(limit);
+    /// Tells the broker what became of messages, and how many each lane wants.
+    fn exchange(&mut self) {
+        if let ([consumer], [pool]) = (&*self.consumers, &*self.pools) {
+            let want = self.core.want(0, pool.free());
+            return consumer.exchange(&mut self.letters, &mut self.settlements, want);
+        }
+        for (lane, consumer) in self.consumers.iter().enumerate() {
+            let is_here = |tag| lane_of(tag) == lane;
+            let letters = self.letters.extract_if(.., |burial| is_here(burial.tag));
+            let mut letters = letters.collect();
+            let settlements = self.settlements.extract_if(.., |it| is_here(it.tag));
+            let mut settlements = settlements.collect();
+            let want = self.core.want(lane, self.pools[lane].free());
+            consumer.exchange(&mut letters, &mut settlements, want);
+        }
+    }
+
+    /// Tells the core and main how many processes a pool is to have now.
+    fn pool_is_resized(&mut self, lane: usize) {
+        self.core.pool_resized(lane, self.pools[lane].size());
+        let limit = self.core.pool_size();
         self.hooks.tell(HookCall::SetPoolSize { limit });
     }
 
@@ -582,6 +656,39 @@ impl Worker {
             self.hooks.tell(HookCall::EndSteps { terminate });
         }
     }
+}
+
+/// The next that a pool tells, and its lane. The one whose turn it is is heard first. Safe to cancel.
+async fn pools_told(pools: &mut [Box<dyn Pool>], turn: usize) -> (usize, Vec<PoolEvent>) {
+    if let [pool] = pools {
+        return (0, pool.next().await);
+    }
+    let mut waiting: Vec<BoxFuture<'_, _>> = Vec::with_capacity(pools.len());
+    for (lane, pool) in pools.iter_mut().enumerate() {
+        waiting.push(Box::pin(async move { (lane, pool.next().await) }));
+    }
+    first_of(waiting, turn).await
+}
+
+/// The next that a consumer tells, and its lane; never when none will tell anything. The one whose
+/// turn it is is heard first. Safe to cancel.
+async fn consumers_told(consumers: &mut [Handle], turn: usize) -> (usize, Event) {
+    let mut waiting: Vec<BoxFuture<'_, _>> = Vec::with_capacity(consumers.len());
+    for (lane, consumer) in consumers.iter_mut().enumerate() {
+        waiting.push(Box::pin(async move {
+            match consumer.next().await {
+                Some(event) => (lane, event),
+                None => std::future::pending().await,
+            }
+        }));
+    }
+    first_of(waiting, turn).await
+}
+
+async fn first_of<T>(mut waiting: Vec<BoxFuture<'_, T>>, turn: usize) -> T {
+    let lanes = waiting.len().max(1);
+    waiting.rotate_left(turn % lanes);
+    select_all(waiting).await.0
 }
 
 /// The next moment for a heartbeat; never where there are none.

@@ -164,7 +164,7 @@ async fn told(failures: usize) -> State {
         purge: false,
         dead_letters: Bounds::default(),
     };
-    let mut handle = Handle::start(options, Arc::new(Nothing));
+    let mut handle = Handle::start(options, 0, Arc::new(Nothing));
     let two = Want {
         runnable: 2,
         total: 2,

@@ -140,7 +140,7 @@ async fn a_queue_that_is_declared_otherwise_after_a_loss_is_given_up_at_once() {
     let broker = Arc::new(Changing::default());
     let journal = Arc::new(Written::default());
     let options = options(&broker, vec![Queue::direct("q")]);
-    let mut handle = Handle::start(options, Arc::clone(&journal) as Arc<dyn Journal>);
+    let mut handle = Handle::start(options, 0, Arc::clone(&journal) as Arc<dyn Journal>);
     let mut events = Vec::new();
     loop {
         let event = tokio::time::timeout(Duration::from_mins(1), handle.next())
@@ -173,7 +173,7 @@ async fn a_queue_that_a_command_added_is_given_up_alone() {
     let broker = Arc::new(Changing::default());
     let journal = Arc::new(Written::default());
     let options = options(&broker, Vec::new());
-    let mut handle = Handle::start(options, Arc::clone(&journal) as Arc<dyn Journal>);
+    let mut handle = Handle::start(options, 0, Arc::clone(&journal) as Arc<dyn Journal>);
     handle.add_queue(Queue::direct("added"));
     let mut events = Vec::new();
     while events.len() < 4 {

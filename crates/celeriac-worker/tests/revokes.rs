@@ -150,7 +150,7 @@ async fn told(losses: usize) -> (Vec<String>, Arc<Keeping>) {
         purge: false,
         dead_letters: Bounds::default(),
     };
-    let mut handle = Handle::start(options, Arc::new(Nothing));
+    let mut handle = Handle::start(options, 0, Arc::new(Nothing));
     handle.read_revokes(7.0);
     let one = Want {
         runnable: 1,

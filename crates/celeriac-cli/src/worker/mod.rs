@@ -25,7 +25,7 @@ use celeriac_pool::python::host::Becomes;
 use celeriac_pool::python::zygote::Zygote;
 use celeriac_pool::python::{Host, Main, StartOptions};
 use celeriac_worker::Worker;
-use celeriac_worker::parts::{End, Parts};
+use celeriac_worker::parts::{End, Lane, Parts};
 use celeriac_worker::vitals;
 use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, WaitStatus};
@@ -213,10 +213,12 @@ async fn start_and_run(
     let bus = settings::bus(&description, consumer.brokers.clone());
     let end = Worker::run(Parts {
         options,
-        consumer,
+        lanes: vec![Lane {
+            consumer,
+            pool: Box::new(pool),
+        }],
         bus,
         limit_store: limited.store,
-        pool: Box::new(pool),
         hooks: Arc::new(hooks::MainHooks(main.clone())),
         asked: from_main.asked,
         main_died: from_main.died,

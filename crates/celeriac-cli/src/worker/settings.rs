@@ -13,7 +13,7 @@ use celeriac_pool::prefork::machine::{Limits, MemoryLimits};
 use celeriac_protocol::{AcceptContent, RateLimit};
 use celeriac_worker::autoscale::Autoscale;
 use celeriac_worker::control::bus;
-use celeriac_worker::core::{Options, RemoteOptions};
+use celeriac_worker::core::{Consumed, LaneOptions, Options, RemoteOptions};
 use celeriac_worker::events::EventOptions;
 use celeriac_worker::receive::consumer;
 use celeriac_worker::receive::failover::{RetryPolicy, Strategy};
@@ -94,15 +94,20 @@ pub(super) fn worker(
         rate_limits,
         limits_rates: !worker.disable_rate_limits,
         accept: AcceptContent::new(description.accept_content.iter().cloned()),
-        time_limits: worker.time_limits(),
-        throttled_limit: throttled,
+        lanes: vec![LaneOptions {
+            name: None,
+            time_limits: worker.time_limits(),
+            autoscale: worker
+                .autoscale
+                .map(|(max, min)| Autoscale::new(max, min, keepalive)),
+            throttled_limit: throttled,
+            runs: None,
+            pool_info: pool_info(description),
+        }],
         spills_throttled: worker.prefetch_multiplier <= 0,
         limits: Arc::clone(&limited.limits),
         limit_holder: uuid::Uuid::new_v4().simple().to_string(),
         held_limit: description.settings.worker_eta_task_limit,
-        autoscale: worker
-            .autoscale
-            .map(|(max, min)| Autoscale::new(max, min, keepalive)),
         store: delays
             .then(|| store::options(&description.settings))
             .transpose()?,
@@ -171,16 +176,9 @@ fn deadline(
     }
 }
 
-/// What the worker must know for remote control and events.
-fn remote(description: &Description) -> RemoteOptions {
-    let (worker, remote) = (&description.worker, &description.remote);
-    let pid = std::process::id();
-    let events = sends_events(description).then(|| EventOptions {
-        hostname: worker.hostname.clone(),
-        pid,
-        task_events: worker.task_events,
-        time_zone: TimeZone::system(),
-    });
+/// What `inspect stats` tells of the pool.
+fn pool_info(description: &Description) -> Map<String, Value> {
+    let worker = &description.worker;
     // In JSON the limits are null where there are none.
     let per_child = worker
         .max_tasks_per_child
@@ -191,6 +189,22 @@ fn remote(description: &Description) -> RemoteOptions {
         "put-guarded-by-semaphore": false,
         "timeouts": [worker.soft_time_limit.clone().unwrap_or_else(|| 0.into()),
                      worker.time_limit.clone().unwrap_or_else(|| 0.into())],
+    });
+    match pool_info {
+        Value::Object(members) => members,
+        _ => Map::new(),
+    }
+}
+
+/// What the worker must know for remote control and events.
+fn remote(description: &Description) -> RemoteOptions {
+    let (worker, remote) = (&description.worker, &description.remote);
+    let pid = std::process::id();
+    let events = sends_events(description).then(|| EventOptions {
+        hostname: worker.hostname.clone(),
+        pid,
+        task_events: worker.task_events,
+        time_zone: TimeZone::system(),
     });
     RemoteOptions {
         pid,
@@ -214,14 +228,14 @@ fn remote(description: &Description) -> RemoteOptions {
             .collect(),
         overridden: remote.users.iter().cloned().collect(),
         broker_info: remote.broker_info.clone(),
-        pool_info: match pool_info {
-            Value::Object(members) => members,
-            _ => Map::new(),
-        },
         queues: description
             .queues
             .iter()
-            .map(|described| (described.queue.name.clone(), described.info.clone()))
+            .map(|described| Consumed {
+                name: described.queue.name.clone(),
+                info: described.info.clone(),
+                lane: 0,
+            })
             .collect(),
         software: ["py-celery", &remote.sw_ver, &remote.sw_sys].map(str::to_owned),
     }

@@ -96,6 +96,7 @@ mod tests {
         Request {
             key: RequestKey(1),
             tag: DeliveryTag(1),
+            lane: 0,
             queue: "celery".into(),
             head,
             message: Arc::new(Message {

@@ -37,7 +37,7 @@ pub const SIGNATURES: &[Signature] = &[
     open("active", &[]),
     closed("active_queues", &[]),
     open("add_consumer", &["queue"]),
-    closed("autoscale", &["max", "min"]),
+    closed("autoscale", &["max", "min", "pool"]),
     open("cancel_consumer", &["queue"]),
     open("clock", &[]),
     closed("disable_events", &[]),

@@ -114,6 +114,23 @@ impl Adoption {
     }
 }
 
+impl Adoption {
+    /// How many requests there are whose messages will come again, if nobody else gets them.
+    pub(super) fn orphans(&self) -> usize {
+        self.orphans.len()
+    }
+
+    /// The connection of a request's message is lost.
+    pub(super) fn orphan(&mut self, key: RequestKey) {
+        self.orphans.insert(key);
+    }
+
+    /// A request is no more.
+    pub(super) fn forget_orphan(&mut self, key: RequestKey) {
+        self.orphans.remove(&key);
+    }
+}
+
 impl Core {
     /// Remembers what becomes of a request's message, should it come again.
     pub(super) fn remember_fate(&mut self, key: RequestKey, fate: Fate) {
@@ -129,12 +146,14 @@ impl Core {
             connection: connection_of(request.tag),
             at: self.read_at.monotonic,
         };
-        self.adoption.remember(identity, settled);
+        let lane = request.lane;
+        self.lanes[lane].adoption.remember(identity, settled);
     }
 
     /// Whether a message belongs to a task that runs, or ran: then it is dealt with.
     pub(super) fn adopts(
         &mut self,
+        lane: usize,
         tag: DeliveryTag,
         head: &Head,
         message: &Message,
@@ -151,11 +170,12 @@ impl Core {
                     && Identity::of(&request.head, &request.message) == identity
             })
         };
-        let orphan = self.adoption.orphans.iter().copied().find(is_same);
+        let orphans = &self.lanes[lane].adoption.orphans;
+        let orphan = orphans.iter().copied().find(is_same);
         if let Some(key) = orphan
             && let Some(request) = self.requests.get_mut(&key)
         {
-            self.adoption.orphans.remove(&key);
+            self.lanes[lane].adoption.orphans.remove(&key);
             request.tag = tag;
             request.is_lost = false;
             let is_settled = request.is_settled;
@@ -171,7 +191,8 @@ impl Core {
             return true;
         }
         let is_marked = message.delivery_info.redelivered;
-        let fate = self.adoption.fate(&identity, tag, is_marked, now.monotonic);
+        let adoption = &self.lanes[lane].adoption;
+        let fate = adoption.fate(&identity, tag, is_marked, now.monotonic);
         if let Some(fate) = fate {
             self.tell(&Happening::AlreadyDone {
                 task: head.name(),
@@ -182,67 +203,58 @@ impl Core {
         fate.is_some()
     }
 
-    /// How many requests there are whose messages will come again, if nobody else gets them.
-    pub(super) fn orphans(&self) -> usize {
-        self.adoption.orphans.len()
-    }
-
-    /// The connection of a request's message is lost.
-    pub(super) fn orphan(&mut self, key: RequestKey) {
-        self.adoption.orphans.insert(key);
-    }
-
-    /// A request is no more.
-    pub(super) fn forget_orphan(&mut self, key: RequestKey) {
-        self.adoption.orphans.remove(&key);
-    }
-
-    /// A new connection is there: the messages of running tasks are looked for.
-    pub(super) fn search_for_orphans(&mut self, now: Now) {
-        self.adoption.search_until = (self.orphans() > 0).then(|| now.monotonic + SEARCH);
+    /// A lane has a new connection: the messages of its running tasks are looked for.
+    pub(super) fn search_for_orphans(&mut self, lane: usize, now: Now) {
+        let adoption = &mut self.lanes[lane].adoption;
+        adoption.search_until = (adoption.orphans() > 0).then(|| now.monotonic + SEARCH);
     }
 
     /// How many messages to fetch beyond what can run, to find those of running tasks.
-    pub(super) fn sought(&self) -> usize {
-        let found = self.ready.len() + self.adoption.set_aside.len();
-        if self.searches() && found < FOUND {
-            self.orphans()
+    pub(super) fn sought(&self, lane: usize) -> usize {
+        let here = &self.lanes[lane];
+        let found = here.ready.len() + here.adoption.set_aside.len();
+        if self.searches(lane) && found < FOUND {
+            here.adoption.orphans()
         } else {
             0
         }
     }
 
     /// Whether messages of running tasks are looked for: what else was found is kept meanwhile.
-    pub(super) fn searches(&self) -> bool {
+    pub(super) fn searches(&self, lane: usize) -> bool {
         let is_on = |until: Duration| self.read_at.monotonic < until;
-        self.adoption.search_until.is_some_and(is_on)
+        self.lanes[lane].adoption.search_until.is_some_and(is_on)
     }
 
-    /// Ends the search when all are found, or its time is over.
+    /// Ends the searches of which all is found, or whose time is over.
     pub(super) fn end_search(&mut self) {
-        if self.adoption.search_until.is_some() && (self.orphans() == 0 || !self.searches()) {
-            self.adoption.search_until = None;
-            for tag in std::mem::take(&mut self.adoption.set_aside) {
-                self.settle_message(tag, Fate::Release);
+        for lane in 0..self.lanes.len() {
+            let searches = self.searches(lane);
+            let adoption = &mut self.lanes[lane].adoption;
+            if adoption.search_until.is_some() && (adoption.orphans() == 0 || !searches) {
+                adoption.search_until = None;
+                for tag in std::mem::take(&mut adoption.set_aside) {
+                    self.settle_message(tag, Fate::Release);
+                }
             }
         }
     }
 
     /// A message came to a worker that shuts down: it is for a task that runs, or for another
     /// worker.
-    pub(super) fn adopt_or_give_back(&mut self, delivery: &Delivery, now: Now) {
+    pub(super) fn adopt_or_give_back(&mut self, lane: usize, delivery: &Delivery, now: Now) {
         let tag = delivery.tag;
         let head = match &delivery.message {
-            Ok(message) if self.searches() => decode::classify(message, &self.options.accept),
+            Ok(message) if self.searches(lane) => decode::classify(message, &self.options.accept),
             _ => Received::Unknown,
         };
         if let (Received::Task(head), Ok(message)) = (&head, &delivery.message)
-            && self.adopts(tag, head, message, now)
+            && self.adopts(lane, tag, head, message, now)
         {
             return;
         }
-        if self.searches() {
-            self.adoption.set_aside.push(tag);
+        if self.searches(lane) {
+            self.lanes[lane].adoption.set_aside.push(tag);
         } else {
             self.settle_message(tag, Fate::Release);
         }
@@ -250,11 +262,13 @@ impl Core {
 
     /// Whether messages are still to be given back.
     pub(super) fn has_set_aside(&self) -> bool {
-        !self.adoption.set_aside.is_empty()
+        let mut lanes = self.lanes.iter();
+        lanes.any(|lane| !lane.adoption.set_aside.is_empty())
     }
 
-    /// When the search ends at the latest.
+    /// When the next search ends at the latest.
     pub(super) fn search_until(&self) -> Option<Duration> {
-        self.adoption.search_until
+        let lanes = self.lanes.iter();
+        lanes.filter_map(|lane| lane.adoption.search_until).min()
     }
 }

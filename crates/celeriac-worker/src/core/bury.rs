@@ -28,6 +28,7 @@ pub struct StoreOptions {
 /// A message that came, and where from.
 #[derive(Debug, Clone)]
 pub(super) struct Arrival {
+    pub(super) lane: usize,
     pub(super) tag: DeliveryTag,
     pub(super) queue: Arc<str>,
     pub(super) message: Arc<Message>,

@@ -282,7 +282,7 @@ impl Core {
         let [one, five, fifteen] = loadavg.map(number);
         let members = Members::default()
             .raw("freq", &number(self.remote.options.heartbeat))
-            .raw("active", &self.running.to_string())
+            .raw("active", &self.running().to_string())
             .raw("processed", &self.accepted.to_string())
             .raw("loadavg", &format!("[{one}, {five}, {fifteen}]"));
         let members = self.with_software(members);
@@ -373,7 +373,9 @@ impl Core {
                 let text = format!("A message of the bus can't be written: {reason}");
                 self.notice(Level::Error, PIDBOX, &text);
             }
-            (Awaited::Queue(queue, call), answer) => self.queue_selected(queue, call, answer),
+            (Awaited::Queue(lane, queue, call), answer) => {
+                self.queue_selected(lane, queue, call, answer);
+            }
             (Awaited::Stored, Ok(_)) => {}
             (Awaited::Stored, Err(reason)) => {
                 let text = format!("That tasks are revoked could not be stored: {reason}");

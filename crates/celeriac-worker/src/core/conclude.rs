@@ -7,12 +7,12 @@ use celeriac_core::clock::Now;
 use celeriac_core::dead_letter::{Cause, Remains};
 use celeriac_core::evidence::Evidence;
 use celeriac_core::pool::{ExitStatus, LossCause, Outcome, PoolEvent, RequestKey};
-use celeriac_protocol::Marks;
+use celeriac_protocol::{Marks, TimeLimits};
 use jiff::SignedDuration;
 use serde_json::{Map, Value, json};
 
 use super::bury::{Death, remains};
-use super::{Continuation, Core, Effect};
+use super::{Continuation, Core, Effect, Free};
 use crate::complete::death::{self, Verdict};
 use crate::complete::disposition;
 use crate::control::python;
@@ -20,7 +20,7 @@ use crate::events::event::TaskEvent;
 use crate::happening::Happening;
 use crate::hooks::HookCall;
 use crate::receive::decode::{self, Received};
-use crate::request::{Stage, Terminated};
+use crate::request::{Request, Stage, Terminated};
 use crate::shutdown::Phase;
 
 /// Its number is the same on every Linux.
@@ -44,8 +44,8 @@ pub(super) struct Loss {
 }
 
 impl Core {
-    /// The pool tells.
-    pub fn pool_told(&mut self, events: Vec<PoolEvent>, free: usize, now: Now) {
+    /// The pool of a lane tells.
+    pub fn pool_told(&mut self, lane: usize, events: Vec<PoolEvent>, free: Free<'_>, now: Now) {
         self.read_at = now;
         for event in events {
             match event {
@@ -86,8 +86,8 @@ impl Core {
                     resident,
                     limit,
                 } => self.soft_memory_limit(key, resident, limit),
-                PoolEvent::Pressure(shortage) => self.pressure(shortage),
-                PoolEvent::Closed => self.pool_is_closed = true,
+                PoolEvent::Pressure(shortage) => self.pressure(lane, shortage),
+                PoolEvent::Closed => self.lanes[lane].pool_is_closed = true,
                 // That the pool is there, or can't be, is the worker's matter.
                 PoolEvent::Up { .. } | PoolEvent::CannotStart { .. } => {}
             }
@@ -247,7 +247,7 @@ impl Core {
         let Some(request) = self.requests.get(&key) else {
             return;
         };
-        let Some(limit) = request.time_limits(self.options.time_limits).soft else {
+        let Some(limit) = request.time_limits(self.time_limits_of(request)).soft else {
             return;
         };
         self.tell(&Happening::SoftTimeLimit { request, limit });
@@ -266,7 +266,7 @@ impl Core {
             // It is revoked, and its process has not heeded the signal: that is what is ended.
             return;
         }
-        let Some(limit) = request.time_limits(self.options.time_limits).hard else {
+        let Some(limit) = request.time_limits(self.time_limits_of(request)).hard else {
             return;
         };
         if disposition::runs_again_after_timeout(&request.task, request.is_settled) {
@@ -302,6 +302,11 @@ impl Core {
             time_start,
         };
         self.conclude(key, call, Fate::Ack);
+    }
+
+    /// Limits for a request whose task has none: those of its pool.
+    fn time_limits_of(&self, request: &Request) -> TimeLimits {
+        self.lanes[request.lane].options.time_limits
     }
 
     /// The process of a task is gone.
@@ -617,8 +622,8 @@ impl Core {
                     self.fail_lost(key);
                 }
             }
-            Continuation::Received(key, admission) => {
-                self.announced -= 1;
+            Continuation::Received(lane, key, admission) => {
+                self.lanes[lane].announced -= 1;
                 self.hook_failed(key, "task_received", &answer);
                 if self.shutdown.phase() == Phase::Running {
                     self.admitted(key, admission, now);

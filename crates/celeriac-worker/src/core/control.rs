@@ -10,7 +10,7 @@ use celeriac_protocol::rate::InvalidRateLimit;
 use serde_json::{Map, Number, Value};
 
 use super::command::{Answer, Arguments, CONTROL};
-use super::remote::Awaited;
+use super::remote::{Awaited, Consumed};
 use super::{Core, Effect};
 use crate::autoscale::Scale;
 use crate::control::python;
@@ -167,6 +167,25 @@ impl Core {
         self.effects.push(Effect::Tell(call));
     }
 
+    /// The lane of the pool that a command names; the first one where it names none.
+    fn lane_named(&self, arguments: &Arguments) -> Result<usize, Answer> {
+        let Some(wanted) = arguments.text("pool").filter(|name| !name.is_empty()) else {
+            return Ok(0);
+        };
+        let names = || {
+            self.lanes
+                .iter()
+                .filter_map(|lane| lane.options.name.as_deref())
+        };
+        let mut lanes = self.lanes.iter();
+        let found = lanes.position(|lane| lane.options.name.as_ref() == Some(&wanted));
+        found.ok_or_else(|| {
+            let known: Vec<&str> = names().collect();
+            let known = known.join(", ");
+            Answer::error(format!("there is no pool {wanted}; the pools are: {known}"))
+        })
+    }
+
     pub(super) fn pool_grow(&mut self, arguments: &Arguments) -> Answer {
         self.resize_pool(arguments, "pool_grow", "pool will grow", 1)
     }
@@ -182,7 +201,11 @@ impl Core {
         reply: &str,
         sign: i64,
     ) -> Answer {
-        if self.autoscale.is_some() {
+        let lane = match self.lane_named(arguments) {
+            Ok(lane) => lane,
+            Err(answer) => return answer,
+        };
+        if self.lanes[lane].options.autoscale.is_some() {
             return Answer::error(format!(
                 "{command} is not supported with autoscale. Adjust autoscale range instead."
             ));
@@ -196,19 +219,24 @@ impl Core {
         };
         let by = processes.saturating_mul(sign);
         let count = usize::try_from(by.unsigned_abs()).unwrap_or(usize::MAX);
-        if by > 0 && count.saturating_add(self.pool_size) > PROCESSES {
+        if by > 0 && count.saturating_add(self.lanes[lane].pool_size) > PROCESSES {
             return too_many();
         }
         self.effects.push(if by < 0 {
-            Effect::Shrink(count)
+            Effect::Shrink(lane, count)
         } else {
-            Effect::Scale(Scale::Up(count))
+            Effect::Scale(lane, Scale::Up(count))
         });
         Answer::ok(reply)
     }
 
     pub(super) fn set_autoscale(&mut self, arguments: &Arguments, now: Now) -> Answer {
-        let Some(scale) = &mut self.autoscale else {
+        let at = match self.lane_named(arguments) {
+            Ok(lane) => lane,
+            Err(answer) => return answer,
+        };
+        let lane = &mut self.lanes[at];
+        let Some(scale) = &mut lane.options.autoscale else {
             return Answer::Raised("ValueError('Autoscale not enabled')".to_owned());
         };
         let mut bounds = [scale.max, scale.min];
@@ -224,13 +252,14 @@ impl Core {
         }
         [scale.max, scale.min] = bounds;
         let [max, min] = bounds;
-        let processes = self.pool_size;
+        let processes = lane.pool_size;
+        lane.next_scale = now.monotonic;
         if processes > max {
-            self.effects.push(Effect::Shrink(processes - max));
+            self.effects.push(Effect::Shrink(at, processes - max));
         } else if processes < min {
-            self.effects.push(Effect::Scale(Scale::Up(min - processes)));
+            let up = Scale::Up(min - processes);
+            self.effects.push(Effect::Scale(at, up));
         }
-        self.next_scale = now.monotonic;
         Answer::ok(format!("autoscale now max={max} min={min}"))
     }
 
@@ -240,7 +269,7 @@ impl Core {
         match method {
             "shutdown" => self.asked_to_end(&arguments, now),
             "terminate_job" => self.terminate_job(&arguments, now),
-            "pool_restart" => self.effects.push(Effect::RestartPool),
+            "pool_restart" => self.effects.push(Effect::RestartPools),
             // What is fetched follows from what can run.
             "prefetch_count" => {}
             _ => {
@@ -284,8 +313,12 @@ impl Core {
         let exchange_type = arguments.text("exchange_type");
         let exchange_type = exchange_type.filter(|kind| !kind.is_empty());
         let routing_key = arguments.text("routing_key");
+        let lane = match self.lane_named(&arguments) {
+            Ok(lane) => lane,
+            Err(answer) => return answer,
+        };
         let mut options = arguments.0;
-        for own in ["queue", "exchange", "exchange_type", "routing_key"] {
+        for own in ["queue", "exchange", "exchange_type", "routing_key", "pool"] {
             options.remove(own);
         }
         let call = HookCall::SelectQueue {
@@ -295,13 +328,15 @@ impl Core {
             routing_key,
             options,
         };
-        self.ask_main(Awaited::Queue(queue.clone(), call.clone()), call);
+        let awaited = Awaited::Queue(lane, queue.clone(), call.clone());
+        self.ask_main(awaited, call);
         Answer::ok(format!("add consumer {queue}"))
     }
 
     /// Main has made a queue of the arguments of `add_consumer`.
     pub(super) fn queue_selected(
         &mut self,
+        lane: usize,
         asked: String,
         call: HookCall,
         answer: Result<Value, String>,
@@ -315,9 +350,19 @@ impl Core {
         match described {
             Ok((queue, info)) => {
                 self.remote.changes.queue_selected(asked, call);
-                self.remote.queues.retain(|(name, _)| *name != queue.name);
-                self.remote.queues.push((queue.name.clone(), info));
-                self.effects.push(Effect::AddQueue(queue));
+                // A queue that is consumed already stays with its pool.
+                let known = self
+                    .remote
+                    .queues
+                    .iter()
+                    .position(|it| it.name == queue.name);
+                let lane = known.map_or(lane, |at| self.remote.queues.remove(at).lane);
+                self.remote.queues.push(Consumed {
+                    name: queue.name.clone(),
+                    info,
+                    lane,
+                });
+                self.effects.push(Effect::AddQueue(lane, queue));
             }
             Err(reason) => {
                 let text = format!("add_consumer failed: {reason}");
@@ -344,7 +389,7 @@ impl Core {
     /// A queue is consumed no more.
     fn forget_queue(&mut self, queue: &str) {
         let before = self.remote.queues.len();
-        self.remote.queues.retain(|(name, _)| name != queue);
+        self.remote.queues.retain(|known| known.name != queue);
         if self.remote.queues.len() < before {
             self.remote.changes.queue_deselected(queue);
         }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::Core;
 use super::command::{Answer, Arguments, CONTROL};
+use super::lane::Lane;
 use crate::control::info::info;
 use crate::request::{Request, Stage};
 
@@ -58,7 +59,7 @@ impl Core {
     }
 
     pub(super) fn active_queues(&self) -> Answer {
-        let queues = self.remote.queues.iter().map(|(_, info)| info.clone());
+        let queues = self.remote.queues.iter().map(|queue| queue.info.clone());
         Answer::Reply(queues.collect())
     }
 
@@ -118,10 +119,13 @@ impl Core {
     pub(super) fn stats(&mut self, now: Now) -> Answer {
         let remote = &self.remote;
         let uptime = now.monotonic.saturating_sub(remote.started).as_secs();
-        let mut pool = remote.options.pool_info.clone();
-        pool.insert("max-concurrency".to_owned(), self.pool_size.into());
-        pool.insert("processes".to_owned(), pids(&self.processes));
-        pool.insert("writes".to_owned(), writes(&self.processes));
+        let all: Vec<(u32, u64)> = self
+            .lanes
+            .iter()
+            .flat_map(|it| it.processes.clone())
+            .collect();
+        let first = self.lanes.first().map(|lane| &lane.options.pool_info);
+        let pool = pool_stats(first, self.pool_size(), &all);
         let mut stats = json!({
             "total": remote.totals,
             // Not in Celery's.
@@ -132,33 +136,72 @@ impl Core {
             "pool": pool,
             "broker": remote.options.broker_info,
             // What it may fetch besides what it has: never more than can run.
-            "prefetch_count": self.pool_size + self.held.len(),
+            "prefetch_count": self.pool_size() + self.held.len(),
             "rusage": self.rusage,
         });
-        if let (Some(shortage), Value::Object(stats)) = (self.shortage, &mut stats) {
+        let Value::Object(members) = &mut stats else {
+            return Answer::Reply(stats);
+        };
+        if let Some(shortage) = self.shortage() {
             // A member that Celery does not have, and only there while it says something.
-            stats.insert("memory_pressure".to_owned(), shortage.to_string().into());
+            members.insert("memory_pressure".to_owned(), shortage.to_string().into());
         }
-        if let Some(scale) = &self.autoscale {
-            let autoscaler = json!({
-                "max": scale.max,
-                "min": scale.min,
-                "current": self.pool_size,
-                "qty": self.busy + self.ready.len(),
-            });
-            if let Value::Object(stats) = &mut stats {
-                stats.insert("autoscaler".to_owned(), autoscaler);
-            }
+        if let Some(autoscaler) = self.lanes.iter().find_map(autoscaler) {
+            members.insert("autoscaler".to_owned(), autoscaler);
+        }
+        if self.lanes.len() > 1 {
+            // Celery's workers have one pool each.
+            let pools = (0..self.lanes.len()).filter_map(|lane| self.named_pool(lane));
+            members.insert("pools".to_owned(), Value::Object(pools.collect()));
         }
         Answer::Reply(stats)
     }
 
-    /// What only the world can tell: the pool's processes, each with how many jobs it was given,
+    /// One of several pools: as `pool` where there is only one, with its queues and requests.
+    fn named_pool(&self, at: usize) -> Option<(String, Value)> {
+        let lane = self.lanes.get(at)?;
+        let info = Some(&lane.options.pool_info);
+        let mut pool = pool_stats(info, lane.pool_size, &lane.processes);
+        let queues = self.remote.queues.iter().filter(|queue| queue.lane == at);
+        let queues: Value = queues.map(|queue| queue.name.as_str()).collect();
+        pool.insert("queues".to_owned(), queues);
+        pool.insert("running".to_owned(), lane.running.into());
+        pool.extend(autoscaler(lane).map(|scale| ("autoscaler".to_owned(), scale)));
+        Some((lane.options.name.clone()?, pool.into()))
+    }
+
+    /// What only the world can tell: the processes of each pool, with how many jobs each was given,
     /// and what the worker has used. To be told before a command is heard.
-    pub fn observed(&mut self, processes: Vec<(u32, u64)>, rusage: Map<String, Value>) {
-        self.processes = processes;
+    pub fn observed(&mut self, processes: Vec<Vec<(u32, u64)>>, rusage: Map<String, Value>) {
+        for (lane, processes) in self.lanes.iter_mut().zip(processes) {
+            lane.processes = processes;
+        }
         self.rusage = rusage;
     }
+}
+
+/// What `stats` tells of a pool.
+fn pool_stats(
+    info: Option<&Map<String, Value>>,
+    size: usize,
+    processes: &[(u32, u64)],
+) -> Map<String, Value> {
+    let mut pool = info.cloned().unwrap_or_default();
+    pool.insert("max-concurrency".to_owned(), size.into());
+    pool.insert("processes".to_owned(), pids(processes));
+    pool.insert("writes".to_owned(), writes(processes));
+    pool
+}
+
+/// What `stats` tells of how a pool is scaled.
+fn autoscaler(lane: &Lane) -> Option<Value> {
+    let scale = lane.options.autoscale?;
+    Some(json!({
+        "max": scale.max,
+        "min": scale.min,
+        "current": lane.pool_size,
+        "qty": lane.busy + lane.ready.len(),
+    }))
 }
 
 /// Where Celery would say that a request stands.

@@ -10,7 +10,7 @@ use celeriac_core::pool::RequestKey;
 use celeriac_protocol::Marks;
 use jiff::SignedDuration;
 
-use super::{Core, Effect};
+use super::{Core, Effect, Free};
 use crate::limit::Until;
 use crate::request::Stage;
 
@@ -140,7 +140,7 @@ impl Core {
         key: RequestKey,
         answer: Option<Answer>,
         random: u64,
-        free: usize,
+        free: Free<'_>,
         now: Now,
     ) {
         self.read_at = now;

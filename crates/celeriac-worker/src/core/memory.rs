@@ -17,10 +17,20 @@ impl Core {
         }
     }
 
-    /// Memory is short: until it is not, nothing is fetched while a task runs (see
-    /// [`Core::want`]).
-    pub(super) fn pressure(&mut self, shortage: Option<Shortage>) {
-        self.shortage = shortage;
-        self.tell(&Happening::Pressure { shortage });
+    /// Memory is short, as a lane's pool says: until it is not, nothing is fetched while a task runs
+    /// (see [`Core::want`]).
+    pub(super) fn pressure(&mut self, lane: usize, shortage: Option<Shortage>) {
+        let before = self.shortage();
+        self.lanes[lane].shortage = shortage;
+        let after = self.shortage();
+        // Several pools may find the same.
+        if before.is_some() != after.is_some() || self.lanes.len() == 1 {
+            self.tell(&Happening::Pressure { shortage: after });
+        }
+    }
+
+    /// Memory that is short.
+    pub(super) fn shortage(&self) -> Option<Shortage> {
+        self.lanes.iter().find_map(|lane| lane.shortage)
     }
 }

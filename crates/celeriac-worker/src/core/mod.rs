@@ -12,6 +12,7 @@ mod conclude;
 mod control;
 mod delay;
 mod inspect;
+mod lane;
 mod limits;
 mod memory;
 mod receive;
@@ -24,7 +25,7 @@ mod successor;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,15 +36,15 @@ use celeriac_core::bus::Outgoing;
 use celeriac_core::clock::Now;
 use celeriac_core::journal::{Journal, Level};
 use celeriac_core::limit::{Asked, Holding};
-use celeriac_core::pool::{Job, RequestKey, Shortage};
+use celeriac_core::pool::{Job, RequestKey};
 use celeriac_core::queue::Queue;
-use celeriac_protocol::{AcceptContent, Message, RateLimit, TimeLimits};
+use celeriac_protocol::{AcceptContent, Message, RateLimit};
 use serde_json::{Map, Value};
 
 use crate::admit::Admission;
 use crate::admit::eta::Held;
 use crate::admit::rate_limit::Buckets;
-use crate::autoscale::{Autoscale, Scale};
+use crate::autoscale::Scale;
 use crate::control::mingle::Mingle;
 use crate::events::event::TaskEvent;
 use crate::happening::Happening;
@@ -53,13 +54,14 @@ use crate::receive::consumer::Burial;
 use crate::request::{Request, Stage};
 use crate::revoked::Revoked;
 use crate::shutdown::{Deadline, Phase, Shutdown, Signal};
-use adopt::Adoption;
 use bury::Arrival;
+use lane::Lane;
 use limits::Limited;
 use remote::Remote;
 
 pub use bury::StoreOptions;
-pub use remote::RemoteOptions;
+pub use lane::{Free, LaneOptions};
+pub use remote::{Consumed, RemoteOptions};
 
 /// Messages that are fetched at once at most, those with an ETA included.
 const FETCHED_AT_ONCE: usize = 256;
@@ -81,11 +83,9 @@ pub struct Options {
     pub limits_rates: bool,
     /// What may be opened.
     pub accept: AcceptContent,
-    /// Limits for tasks without their own.
-    pub time_limits: TimeLimits,
-    /// How many tasks may wait for a rate limit.
-    pub throttled_limit: usize,
-    /// Whether those beyond go to the delay store, instead of staying in their queue with all others.
+    /// Its pools.
+    pub lanes: Vec<LaneOptions>,
+    /// Whether tasks beyond those that may wait for a rate limit go to the delay store, instead of staying in their queue with all others.
     pub spills_throttled: bool,
     /// Limits that all workers keep together.
     pub limits: Arc<Limits>,
@@ -93,8 +93,6 @@ pub struct Options {
     pub limit_holder: String,
     /// How many tasks may be held for their ETA.
     pub held_limit: Option<usize>,
-    /// Bounds of the pool, if it is scaled.
-    pub autoscale: Option<Autoscale>,
     /// What becomes of messages that are to come later, or never to run; `None` where the broker keeps
     /// neither.
     pub store: Option<StoreOptions>,
@@ -131,26 +129,28 @@ pub enum Effect {
     Acquire(RequestKey, Box<Asked>),
     /// Give back what a request holds of limits, after so long.
     GiveBack(RequestKey, Box<Holding>, Duration),
-    /// Give a job to the pool.
-    Submit(Job),
-    /// Have the pool end a job.
-    Terminate(RequestKey, i32),
+    /// Give a job to the pool of this lane.
+    Submit(usize, Job),
+    /// Have the pool of this lane end a job.
+    Terminate(usize, RequestKey, i32),
     /// Have the soft time limit's exception raised in a job that runs.
     Interrupt {
+        /// The lane that it is in.
+        lane: usize,
         /// The job.
         key: RequestKey,
         /// Whether the task runs again unless it returns all the same; otherwise it has failed.
         requeues: bool,
     },
-    /// Change the pool's size by so many processes.
-    Scale(Scale),
-    /// Have so many processes of the pool leave when their job is done.
-    Shrink(usize),
-    /// Replace the pool's processes.
-    RestartPool,
-    /// Consume from a further queue.
-    AddQueue(Queue),
-    /// Consume from this queue no more.
+    /// Change the size of this lane's pool by so many processes.
+    Scale(usize, Scale),
+    /// Have so many processes of this lane's pool leave when their job is done.
+    Shrink(usize, usize),
+    /// Replace the processes of all pools.
+    RestartPools,
+    /// Consume from a further queue, in this lane.
+    AddQueue(usize, Queue),
+    /// Consume from this queue no more, whichever lane did.
     CancelQueue(String),
     /// Send a command to all nodes.
     Broadcast(Message),
@@ -159,12 +159,12 @@ pub enum Effect {
     /// Have the broker tell what it keeps of revokes since then, in seconds since 1970, before it
     /// is asked for further messages.
     ReadRevokes(f64),
-    /// Have the broker tell of so many messages in its delay store.
-    ReadDelayed(HookToken, usize),
-    /// Have the pool finish its jobs and end.
-    ClosePool,
-    /// Have the pool end now.
-    KillPool,
+    /// Have the broker tell of so many messages in its delay store, for the queues of this lane.
+    ReadDelayed(usize, HookToken, usize),
+    /// Have all pools finish their jobs and end.
+    ClosePools,
+    /// Have all pools end now.
+    KillPools,
     /// Have a hook called, and tell its answer.
     Call(HookToken, HookCall),
     /// Have a hook called.
@@ -190,8 +190,8 @@ enum Continuation {
     LossChecked(RequestKey),
     /// A lost task was perhaps sent again.
     LossRetried(RequestKey),
-    /// `task_received` was sent for a request.
-    Received(RequestKey, Admission),
+    /// `task_received` was sent for a request of this lane.
+    Received(usize, RequestKey, Admission),
     /// The body of a message was opened.
     V1Opened(Arrival),
     /// It is stored that a task was revoked while it ran.
@@ -208,40 +208,17 @@ pub struct Core {
     held: Held,
     buckets: Buckets,
     limited: Limited,
-    /// Requests that may begin, and since when.
-    ready: VecDeque<(RequestKey, Duration)>,
-    /// Before this none of them has waited for too long that could be given back; `None` when all
-    /// are bound to this worker.
-    next_release: Option<Duration>,
-    /// Until when nobody else is given what is fetched; `None` where no time ends that.
-    leased_until: Option<Duration>,
+    lanes: Vec<Lane>,
     revoked: Revoked,
     continuations: HashMap<HookToken, Continuation>,
     /// How the process of a lost task ended, while it is asked whether the task had succeeded.
     losses: HashMap<RequestKey, conclude::Loss>,
     next_key: u64,
     next_token: u64,
-    is_connected: bool,
-    /// Memory that is short: no tasks are fetched while one runs.
-    shortage: Option<Shortage>,
-    autoscale: Option<Autoscale>,
-    next_scale: Duration,
     shutdown: Shutdown,
     soft_until: Option<Duration>,
-    pool_is_closed: bool,
-    /// The wanted number of the pool's processes.
-    pool_size: usize,
-    /// How many requests the pool has.
-    busy: usize,
-    /// How many of them a process runs.
-    running: usize,
     accepted: u64,
-    /// How many requests wait until receivers of `task_received` have seen them.
-    announced: usize,
-    adoption: Adoption,
     remote: Remote,
-    /// The pool's processes, each with how many jobs it was given, when last looked at.
-    processes: Vec<(u32, u64)>,
     /// What the worker had used when last looked at.
     rusage: Map<String, Value>,
     /// The time at which the last thing happened.
@@ -265,8 +242,11 @@ impl Core {
         let remote = Remote::new(options.remote.clone(), now.monotonic);
         Self {
             buckets: Buckets::new(options.rate_limits.iter().cloned(), now.monotonic),
-            autoscale: options.autoscale,
-            next_scale: now.monotonic,
+            lanes: options
+                .lanes
+                .iter()
+                .map(|lane| Lane::new(lane.clone(), now.monotonic))
+                .collect(),
             shutdown: Shutdown::new(options.term_is_quit, options.shutdown_deadline),
             revoked: set,
             options,
@@ -275,25 +255,13 @@ impl Core {
             by_tag: HashMap::new(),
             held: Held::default(),
             limited: Limited::default(),
-            ready: VecDeque::new(),
-            next_release: None,
-            leased_until: None,
             continuations: HashMap::new(),
             losses: HashMap::new(),
             next_key: 1,
             next_token: 1,
-            is_connected: false,
-            shortage: None,
             soft_until: None,
-            pool_is_closed: false,
-            pool_size: 0,
-            busy: 0,
-            running: 0,
             accepted: 0,
-            announced: 0,
-            adoption: Adoption::default(),
             remote,
-            processes: Vec::new(),
             rusage: Map::new(),
             read_at: now,
             effects: Vec::new(),
@@ -305,28 +273,29 @@ impl Core {
         std::mem::take(&mut self.effects)
     }
 
-    /// How many messages are wanted, with a pool that can take `free` jobs.
-    pub fn want(&self, free: usize) -> Want {
-        if self.is_connected && matches!(self.shutdown.phase(), Phase::Warm | Phase::Soft) {
+    /// How many messages are wanted in a lane, with a pool that can take `free` jobs.
+    pub fn want(&self, lane: usize, free: usize) -> Want {
+        let here = &self.lanes[lane];
+        if here.is_connected && matches!(self.shutdown.phase(), Phase::Warm | Phase::Soft) {
             // Nothing begins any more, but what runs may have lost its connection.
-            let sought = self.sought();
+            let sought = self.sought(lane);
             return Want {
                 runnable: sought,
                 total: sought,
             };
         }
-        let stops = !self.is_connected
+        let stops = !here.is_connected
             || self.shutdown.phase() != Phase::Running
             || self.waits_for_main()
-            || self.buckets.len() >= self.options.throttled_limit && !self.spills_throttled()
+            || here.throttled >= here.options.throttled_limit && !self.spills_throttled()
             || self.limited.is_full() && self.options.store.is_none();
         let room = self.options.held_limit.map_or(FETCHED_AT_ONCE, |limit| {
             FETCHED_AT_ONCE.min(limit.saturating_sub(self.held.len()))
         });
         let runnable = self
-            .capacity(free)
-            .saturating_sub(self.ready.len() + self.announced + self.limited.asking())
-            .saturating_add(self.sought())
+            .capacity(lane, free)
+            .saturating_sub(here.ready.len() + here.announced + self.limited.asking())
+            .saturating_add(self.sought(lane))
             .min(room);
         if stops || runnable == 0 {
             return Want::NONE;
@@ -338,60 +307,62 @@ impl Core {
     }
 
     /// Jobs that can begin now, with the processes that the pool may still start.
-    fn capacity(&self, free: usize) -> usize {
-        let capacity = self
-            .autoscale
-            .map_or(free, |scale| free.max(scale.max.saturating_sub(self.busy)));
-        match self.shortage {
-            // One at a time: that of one task ends it, or shows that others hold the memory.
-            Some(_) => capacity.min(1_usize.saturating_sub(self.busy)),
-            None => capacity,
+    fn capacity(&self, lane: usize, free: usize) -> usize {
+        let lane = &self.lanes[lane];
+        let scale = lane.options.autoscale;
+        let capacity = scale.map_or(free, |scale| free.max(scale.max.saturating_sub(lane.busy)));
+        if self.shortage().is_none() {
+            return capacity;
         }
+        // One at a time: that of one task ends it, or shows that others hold the memory.
+        let busy: usize = self.lanes.iter().map(|lane| lane.busy).sum();
+        capacity.min(1_usize.saturating_sub(busy))
     }
 
-    /// The broker is reached.
-    pub fn connected(&mut self, now: Now) {
+    /// A lane has reached the broker.
+    pub fn connected(&mut self, lane: usize, now: Now) {
         self.read_at = now;
-        self.is_connected = true;
-        self.search_for_orphans(now);
+        self.lanes[lane].is_connected = true;
+        self.search_for_orphans(lane, now);
     }
 
-    /// The connection to the broker is lost.
-    pub fn disconnected(&mut self) {
-        self.is_connected = false;
+    /// A lane has lost its connection to the broker.
+    pub fn disconnected(&mut self, lane: usize) {
+        self.lanes[lane].is_connected = false;
         if self.options.cancel_on_connection_loss {
-            self.cancel_unsettled();
+            self.cancel_unsettled(lane);
         }
         if !self.options.tags_outlive_connections {
-            self.forget_fetched();
+            self.forget_fetched(lane);
         }
     }
 
-    /// Messages came.
-    pub fn delivered(&mut self, deliveries: Vec<Delivery>, free: usize, now: Now) {
+    /// Messages came through a lane.
+    pub fn delivered(&mut self, lane: usize, deliveries: Vec<Delivery>, free: Free<'_>, now: Now) {
         self.read_at = now;
         if self.shutdown.phase() != Phase::Running {
             // They were under way when the shutdown began, or belong to what still runs.
             for delivery in deliveries {
-                self.adopt_or_give_back(&delivery, now);
+                self.adopt_or_give_back(lane, &delivery, now);
             }
             self.end_search();
             return;
         }
         for delivery in deliveries {
-            self.receive(delivery, now);
+            self.receive(lane, delivery, now);
         }
-        if let Some(scale) = &mut self.autoscale {
+        if let Some(scale) = &mut self.lanes[lane].options.autoscale {
             scale.received(now.monotonic);
         }
         self.scale(now);
         self.dispatch(free, now);
     }
 
-    /// Until then nobody else is given what is fetched; `None` for as long as the connection lasts.
-    pub fn leased(&mut self, until: Option<Duration>, free: usize, now: Now) {
+    /// Until then nobody else is given what a lane has fetched; `None` for as long as the
+    /// connection lasts.
+    pub fn leased(&mut self, lane: usize, until: Option<Duration>, free: Free<'_>, now: Now) {
         self.read_at = now;
-        self.leased_until = until;
+        self.lanes[lane].leased_until = until;
         self.dispatch(free, now);
     }
 
@@ -421,7 +392,7 @@ impl Core {
         &mut self,
         token: HookToken,
         answer: Result<serde_json::Value, String>,
-        free: usize,
+        free: Free<'_>,
         now: Now,
     ) {
         self.read_at = now;
@@ -447,7 +418,7 @@ impl Core {
     }
 
     /// Does what has come due.
-    pub fn tick(&mut self, free: usize, now: Now) {
+    pub fn tick(&mut self, free: Free<'_>, now: Now) {
         self.read_at = now;
         if self.soft_until.is_some_and(|at| at <= now.monotonic) {
             self.cold_shutdown();
@@ -470,9 +441,14 @@ impl Core {
         self.dispatch(free, now);
     }
 
-    /// The pool's size has changed.
-    pub fn pool_resized(&mut self, size: usize) {
-        self.pool_size = size;
+    /// The size of a lane's pool has changed.
+    pub fn pool_resized(&mut self, lane: usize, size: usize) {
+        self.lanes[lane].pool_size = size;
+    }
+
+    /// The wanted number of processes of all pools.
+    pub(crate) fn pool_size(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.pool_size).sum()
     }
 
     /// How long until [`Core::tick`] has something to do, unless something happens before.
@@ -487,12 +463,20 @@ impl Core {
         let limited = limited.map(|at| at.saturating_sub(now.monotonic));
         // A worker that ends has its processes leave as they are done.
         let scales = self.shutdown.phase() == Phase::Running;
-        let scale = self
-            .autoscale
-            .filter(|_| scales)
-            .map(|_| self.next_scale.saturating_sub(now.monotonic));
+        let scaled = self
+            .lanes
+            .iter()
+            .filter(|lane| lane.options.autoscale.is_some());
+        let scale = scaled
+            .map(|lane| lane.next_scale.saturating_sub(now.monotonic))
+            .min()
+            .filter(|_| scales);
         // While messages of running tasks are looked for, nothing goes back.
-        let release = self.next_release.filter(|_| !self.searches());
+        let searches = (0..self.lanes.len()).map(|lane| self.searches(lane));
+        let releases = self.lanes.iter().zip(searches);
+        let release = releases
+            .filter_map(|(lane, searches)| lane.next_release.filter(|_| !searches))
+            .min();
         let release = release.map(|at| at.saturating_sub(now.monotonic));
         let mingle = self.remote.mingle.as_ref().map(Mingle::until);
         let look = self.remote.options.gossips.then_some(self.remote.next_look);
@@ -510,29 +494,32 @@ impl Core {
 
     /// Starts or ends processes, as many as there is work for.
     fn scale(&mut self, now: Now) {
-        let requests = self.busy + self.ready.len();
         if self.shutdown.phase() != Phase::Running {
             return;
         }
-        let Some(autoscale) = &mut self.autoscale else {
-            return;
-        };
-        self.next_scale = now.monotonic + autoscale.keepalive;
-        let processes = self.pool_size;
-        let Some(scale) = autoscale.decide(requests, processes, now.monotonic) else {
-            return;
-        };
-        let happening = match scale {
-            Scale::Up(processes) => Happening::ScalingUp { processes },
-            Scale::Down(processes) => Happening::ScalingDown { processes },
-        };
-        self.tell(&happening);
-        self.effects.push(Effect::Scale(scale));
+        for at in 0..self.lanes.len() {
+            let lane = &mut self.lanes[at];
+            let requests = lane.busy + lane.ready.len();
+            let processes = lane.pool_size;
+            let Some(autoscale) = &mut lane.options.autoscale else {
+                continue;
+            };
+            lane.next_scale = now.monotonic + autoscale.keepalive;
+            let Some(scale) = autoscale.decide(requests, processes, now.monotonic) else {
+                continue;
+            };
+            let happening = match scale {
+                Scale::Up(processes) => Happening::ScalingUp { processes },
+                Scale::Down(processes) => Happening::ScalingDown { processes },
+            };
+            self.tell(&happening);
+            self.effects.push(Effect::Scale(at, scale));
+        }
     }
 
     /// How many requests a process runs.
     pub fn running(&self) -> usize {
-        self.running
+        self.lanes.iter().map(|lane| lane.running).sum()
     }
 
     /// How many queues are consumed.
@@ -551,11 +538,9 @@ impl Core {
             && self.by_tag.is_empty()
             && self.held.is_empty()
             && self.buckets.is_empty()
-            && self.ready.is_empty()
             && self.continuations.is_empty()
             && self.losses.is_empty()
-            && self.orphans() == 0
-            && (self.busy, self.running, self.announced) == (0, 0, 0)
+            && self.lanes.iter().all(Lane::holds_nothing)
     }
 
     /// Ids of revoked tasks, for the state database.
@@ -618,7 +603,7 @@ impl Core {
     fn set_stage(&mut self, key: RequestKey, stage: Stage) {
         if let Some(request) = self.requests.get_mut(&key) {
             let before = std::mem::replace(&mut request.stage, stage);
-            self.count(before, stage);
+            self.lanes[request.lane].count(before, stage);
         }
     }
 
@@ -626,23 +611,10 @@ impl Core {
     fn remove(&mut self, key: RequestKey) -> Option<Request> {
         let request = self.requests.remove(&key)?;
         self.by_tag.remove(&request.tag);
-        self.forget_orphan(key);
+        self.lanes[request.lane].adoption.forget_orphan(key);
         self.limited_ended(key);
-        self.count(request.stage, Stage::Concluding);
+        self.lanes[request.lane].count(request.stage, Stage::Concluding);
         Some(request)
-    }
-
-    /// Keeps the numbers of busy and running requests true.
-    fn count(&mut self, before: Stage, after: Stage) {
-        let is_busy = |stage| {
-            matches!(
-                stage,
-                Stage::Submitted { .. } | Stage::Running { .. } | Stage::Dying
-            )
-        };
-        self.busy = self.busy + usize::from(is_busy(after)) - usize::from(is_busy(before));
-        self.running =
-            self.running + usize::from(after.is_running()) - usize::from(before.is_running());
     }
 
     /// A name for a hook that is about to be called.

@@ -23,7 +23,7 @@ use crate::receive::decode::{self, Received};
 use crate::request::{Request, Stage};
 
 impl Core {
-    pub(super) fn receive(&mut self, delivery: Delivery, now: Now) {
+    pub(super) fn receive(&mut self, lane: usize, delivery: Delivery, now: Now) {
         let (tag, queue) = (delivery.tag, delivery.queue);
         match delivery.message {
             Ok(mut message) => {
@@ -36,6 +36,7 @@ impl Core {
                 }
                 let message = Arc::new(message);
                 let arrival = Arrival {
+                    lane,
                     tag,
                     queue,
                     message,
@@ -155,7 +156,9 @@ impl Core {
     }
 
     fn task_came(&mut self, arrival: Arrival, head: Head, now: Now) {
-        let Some(task) = self.options.tasks.get(&head.task).cloned() else {
+        let is_run = self.lanes[arrival.lane].runs(&head.task);
+        let known = self.options.tasks.get(&head.task).filter(|_| is_run);
+        let Some(task) = known.cloned() else {
             return self.unknown_task(arrival, &head.task, Some(&head.id), now);
         };
         let content_type = arrival.message.content_type.as_deref();
@@ -164,10 +167,11 @@ impl Core {
             let reason = format!("Refusing to deserialize untrusted content of type {name}");
             return self.invalid(arrival, &reason);
         }
-        if self.adopts(arrival.tag, &head, &arrival.message, now) {
+        if self.adopts(arrival.lane, arrival.tag, &head, &arrival.message, now) {
             return;
         }
         let Arrival {
+            lane,
             tag,
             queue,
             message,
@@ -181,6 +185,7 @@ impl Core {
         let request = Request {
             key,
             tag,
+            lane,
             queue,
             head,
             message,
@@ -223,8 +228,8 @@ impl Core {
         }
         if self.options.signals_received {
             // Receivers see the task before it runs.
-            self.announced += 1;
-            let continuation = Continuation::Received(key, admission);
+            self.lanes[lane].announced += 1;
+            let continuation = Continuation::Received(lane, key, admission);
             self.call(HookCall::TaskReceived(message), continuation);
         } else {
             self.admitted(key, admission, now);
@@ -259,8 +264,9 @@ impl Core {
         let Some(request) = self.requests.get(&key) else {
             return;
         };
+        let lane = &self.lanes[request.lane];
         if self.spills_throttled()
-            && self.buckets.len() >= self.options.throttled_limit
+            && lane.throttled >= lane.options.throttled_limit
             && let Some(wait) = self.buckets.line_up(&request.head.task, now.monotonic)
         {
             let marks = Marks {

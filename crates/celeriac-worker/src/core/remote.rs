@@ -7,7 +7,7 @@ use bytestring::ByteString;
 use celeriac_core::bus::Outgoing;
 use celeriac_core::revokes::RevokeStore;
 use celeriac_protocol::{Head, TimeLimits};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::HookToken;
 use super::scheduled::Listing;
@@ -51,12 +51,21 @@ pub struct RemoteOptions {
     pub overridden: HashSet<String>,
     /// What `inspect stats` tells of the broker.
     pub broker_info: Value,
-    /// What `inspect stats` tells of the pool, but for its processes.
-    pub pool_info: Map<String, Value>,
-    /// What `inspect active_queues` tells of the queues at the start, by their names.
-    pub queues: Vec<(String, Value)>,
+    /// The queues that are consumed at the start.
+    pub queues: Vec<Consumed>,
     /// `sw_ident`, `sw_ver`, `sw_sys` of events.
     pub software: [String; 3],
+}
+
+/// A queue that is consumed.
+#[derive(Debug, Clone)]
+pub struct Consumed {
+    /// Its name.
+    pub name: String,
+    /// What `inspect active_queues` tells of it.
+    pub info: Value,
+    /// The lane that consumes it.
+    pub lane: usize,
 }
 
 /// What changes.
@@ -78,7 +87,7 @@ pub(super) struct Remote {
     pub(super) listings: HashMap<HookToken, Listing>,
     pub(super) outgoing: Vec<Outgoing>,
     /// Queues that are consumed.
-    pub(super) queues: Vec<(String, Value)>,
+    pub(super) queues: Vec<Consumed>,
     /// How often each task has begun.
     pub(super) totals: HashMap<String, u64>,
     /// How many tasks came, or had their turn, when their time was over.
@@ -99,8 +108,9 @@ pub(super) enum Awaited {
     Reply(Address),
     /// To write a message.
     Encoding(Box<Outgoing>),
-    /// To make a queue of the arguments of `add_consumer`: by this call, for the queue of this name.
-    Queue(String, HookCall),
+    /// To make a queue of the arguments of `add_consumer` for this lane: by this call, for the queue
+    /// of this name.
+    Queue(usize, String, HookCall),
     /// To store that tasks are revoked.
     Stored,
     /// To tell what the store of revokes holds.

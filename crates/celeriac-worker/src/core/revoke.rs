@@ -95,7 +95,8 @@ impl Core {
         let Some(request) = self.requests.get_mut(&key) else {
             return;
         };
-        self.effects.push(Effect::Terminate(key, signal));
+        let lane = request.lane;
+        self.effects.push(Effect::Terminate(lane, key, signal));
         if !request.stage.is_running() || request.terminated.is_some() {
             return;
         }

@@ -6,7 +6,8 @@ use celeriac_core::broker::Fate;
 use celeriac_core::clock::Now;
 use celeriac_core::pool::RequestKey;
 
-use super::{Core, Effect};
+use super::lane::Lane;
+use super::{Core, Effect, Free};
 use crate::admit::{Admission, admit};
 use crate::request::{Request, Stage};
 use crate::shutdown::Phase;
@@ -17,14 +18,7 @@ const RELEASE_AFTER: Duration = Duration::from_millis(200);
 /// Its number is the same on every Linux.
 const SIGTERM: i32 = 15;
 
-impl Core {
-    /// A request may begin as soon as there is a process for it.
-    pub(super) fn make_ready(&mut self, key: RequestKey, is_bound: bool, now: Now) {
-        self.set_stage(key, Stage::Ready { is_bound });
-        self.ready.push_back((key, now.monotonic));
-        self.release_later(is_bound, now.monotonic);
-    }
-
+impl Lane {
     /// A request that waits since then goes back to its queue if it can't begin in time.
     fn release_later(&mut self, is_bound: bool, since: Duration) {
         if !is_bound {
@@ -32,30 +26,57 @@ impl Core {
             self.next_release = Some(self.next_release.map_or(at, |next| next.min(at)));
         }
     }
+}
 
-    /// Gives requests to the pool, as many as it can take, and gives back what waited too long.
-    pub(super) fn dispatch(&mut self, free: usize, now: Now) {
+impl Core {
+    /// A request may begin as soon as there is a process for it.
+    pub(super) fn make_ready(&mut self, key: RequestKey, is_bound: bool, now: Now) {
+        let Some(lane) = self.lane_of(key) else {
+            return;
+        };
+        self.set_stage(key, Stage::Ready { is_bound });
+        let lane = &mut self.lanes[lane];
+        lane.ready.push_back((key, now.monotonic));
+        lane.release_later(is_bound, now.monotonic);
+    }
+
+    /// The lane that a request is in.
+    pub(super) fn lane_of(&self, key: RequestKey) -> Option<usize> {
+        self.requests.get(&key).map(|request| request.lane)
+    }
+
+    /// Gives requests to the pools, as many as they can take, and gives back what waited too long.
+    pub(super) fn dispatch(&mut self, free: Free<'_>, now: Now) {
+        for (lane, free) in free.iter().enumerate() {
+            self.dispatch_in(lane, *free, now);
+        }
+    }
+
+    fn dispatch_in(&mut self, at: usize, free: usize, now: Now) {
         let mut free = free;
         // A worker that was stopped, or could not reach its broker, may have lost what it fetched:
         // that it has not it must hear of before anything begins.
-        let is_leased = self.leased_until.is_none_or(|until| now.monotonic < until);
+        let leased_until = self.lanes[at].leased_until;
+        let is_leased = leased_until.is_none_or(|until| now.monotonic < until);
         while free > 0 && is_leased {
-            let Some((key, _)) = self.ready.pop_front() else {
+            let Some((key, _)) = self.lanes[at].ready.pop_front() else {
                 break;
             };
             free -= usize::from(self.submit(key, now));
         }
         self.end_search();
+        let lane = &mut self.lanes[at];
         // Tens of thousands may be here whose ETA has come: they are not looked through each time.
-        if self.ready.is_empty() {
-            self.next_release = None;
+        if lane.ready.is_empty() {
+            lane.next_release = None;
         }
-        let is_due = self.next_release.is_some_and(|at| at <= now.monotonic);
-        if !is_due || self.searches() {
+        let is_due = lane.next_release.is_some_and(|at| at <= now.monotonic);
+        if !is_due || self.searches(at) {
             return;
         }
-        self.next_release = None;
-        for (key, since) in std::mem::take(&mut self.ready) {
+        let lane = &mut self.lanes[at];
+        lane.next_release = None;
+        for (key, since) in std::mem::take(&mut lane.ready) {
             let is_bound = self
                 .requests
                 .get(&key)
@@ -63,8 +84,9 @@ impl Core {
             if !is_bound && since + RELEASE_AFTER <= now.monotonic {
                 self.release(key);
             } else {
-                self.release_later(is_bound, since);
-                self.ready.push_back((key, since));
+                let lane = &mut self.lanes[at];
+                lane.release_later(is_bound, since);
+                lane.ready.push_back((key, since));
             }
         }
     }
@@ -83,9 +105,11 @@ impl Core {
             return false;
         }
         let is_told = self.is_told_of(request.task.send_events);
-        let job = request.job(&self.options.hostname, self.options.time_limits, is_told);
+        let lane = request.lane;
+        let time_limits = self.lanes[lane].options.time_limits;
+        let job = request.job(&self.options.hostname, time_limits, is_told);
         self.set_stage(key, Stage::Submitted { is_bound });
-        self.effects.push(Effect::Submit(job));
+        self.effects.push(Effect::Submit(lane, job));
         true
     }
 
@@ -99,12 +123,14 @@ impl Core {
         };
         // It is somebody else's, or will be delivered again.
         let is_gone = request.is_taken || request.is_lost && !request.is_settled;
+        let lane = request.lane;
         self.set_stage(key, Stage::Ready { is_bound });
         if is_gone {
             self.remove(key);
         } else if self.shutdown.phase() == Phase::Running {
-            self.ready.push_front((key, now.monotonic));
-            self.release_later(is_bound, now.monotonic);
+            let lane = &mut self.lanes[lane];
+            lane.ready.push_front((key, now.monotonic));
+            lane.release_later(is_bound, now.monotonic);
         } else {
             self.release(key);
         }
@@ -136,7 +162,10 @@ impl Core {
                 let task = request.head.task.clone();
                 self.buckets.remove(&task, key);
             }
-            Stage::Ready { .. } => self.ready.retain(|(ready, _)| *ready != key),
+            Stage::Ready { .. } => {
+                let lane = request.lane;
+                self.lanes[lane].ready.retain(|(ready, _)| *ready != key);
+            }
             Stage::Limited
             | Stage::Submitted { .. }
             | Stage::Running { .. }
@@ -147,13 +176,14 @@ impl Core {
 
     /// The connection is lost, and with it the messages that it fetched: the broker delivers them
     /// again. What does not run is forgotten; what runs goes on, and takes its message over.
-    pub(super) fn forget_fetched(&mut self) {
-        let fetched: Vec<RequestKey> = self.requests.keys().copied().collect();
+    pub(super) fn forget_fetched(&mut self, lane: usize) {
+        let fetched = self.requests.values().filter(|it| it.lane == lane);
+        let fetched: Vec<RequestKey> = fetched.map(|request| request.key).collect();
         // They need not be taken out one by one. What is acknowledged stays: whether the broker has
         // heard of that shows when the message comes again, or does not.
         let requests = &self.requests;
         let is_bound = |key: &RequestKey| requests.get(key).is_some_and(Request::is_bound_by_ack);
-        self.ready.retain(|(key, _)| is_bound(key));
+        self.lanes[lane].ready.retain(|(key, _)| is_bound(key));
         for key in fetched {
             let Some(request) = self.requests.get_mut(&key) else {
                 continue;
@@ -163,19 +193,22 @@ impl Core {
                 self.withdraw(key);
                 self.remove(key);
             } else {
-                self.orphan(key);
+                self.lanes[lane].adoption.orphan(key);
             }
         }
-        self.by_tag.clear();
+        let requests = &self.requests;
+        let is_elsewhere = |key: &RequestKey| requests.get(key).is_some_and(|it| it.lane != lane);
+        self.by_tag.retain(|_, key| is_elsewhere(key));
     }
 
     /// Ends running tasks whose messages the lost connection gives to somebody else.
-    pub(super) fn cancel_unsettled(&mut self) {
+    pub(super) fn cancel_unsettled(&mut self, lane: usize) {
         let mut running: Vec<RequestKey> = self
             .requests
             .values()
             .filter(|request| {
-                matches!(request.stage, Stage::Running { .. })
+                request.lane == lane
+                    && matches!(request.stage, Stage::Running { .. })
                     && request.task.acks_late
                     && !request.is_settled
             })
@@ -183,7 +216,7 @@ impl Core {
             .collect();
         running.sort_unstable();
         for key in running {
-            self.effects.push(Effect::Terminate(key, SIGTERM));
+            self.effects.push(Effect::Terminate(lane, key, SIGTERM));
         }
     }
 }

@@ -27,7 +27,10 @@ const LISTINGS: usize = 16;
 #[derive(Debug)]
 pub(super) struct Listing {
     address: Address,
-    held: Vec<Value>,
+    /// What is known so far.
+    told: Vec<Value>,
+    /// How many lanes have not answered.
+    waits_for: usize,
 }
 
 impl Core {
@@ -54,20 +57,27 @@ impl Core {
 
     /// Answers with what is held here, and with what the delay store holds, if there is one.
     pub(super) fn list_scheduled(&mut self, address: Address, held: Vec<Value>) {
-        let asks = self.options.store.is_some() && self.is_connected;
+        let connected = |lane: &usize| self.lanes[*lane].is_connected;
+        let asked: Vec<usize> = (0..self.lanes.len()).filter(connected).collect();
+        let asks = self.options.store.is_some() && !asked.is_empty();
         if !asks || self.remote.listings.len() >= LISTINGS {
             return self.reply(&address, &held.into());
         }
         let token = self.token();
-        self.remote
-            .listings
-            .insert(token, Listing { address, held });
-        self.effects.push(Effect::ReadDelayed(token, LISTED));
+        let listing = Listing {
+            address,
+            told: held,
+            waits_for: asked.len(),
+        };
+        self.remote.listings.insert(token, listing);
+        let questions = asked.into_iter();
+        self.effects
+            .extend(questions.map(|lane| Effect::ReadDelayed(lane, token, LISTED)));
     }
 
     /// The broker tells what its delay store holds.
     pub fn delayed_read(&mut self, token: HookToken, read: Result<Vec<Delayed>, String>) {
-        let Some(Listing { address, held }) = self.remote.listings.remove(&token) else {
+        let Some(mut listing) = self.remote.listings.remove(&token) else {
             return;
         };
         let stored = read.unwrap_or_else(|error| {
@@ -80,8 +90,14 @@ impl Core {
             let request = self.request_of(delayed)?;
             Some(self.entry(&request, Some(until)))
         });
-        let all: Vec<Value> = held.into_iter().chain(stored).collect();
-        self.reply(&address, &all.into());
+        let stored: Vec<Value> = stored.collect();
+        listing.told.extend(stored);
+        listing.waits_for -= 1;
+        if listing.waits_for == 0 {
+            self.reply(&listing.address, &listing.told.into());
+        } else {
+            self.remote.listings.insert(token, listing);
+        }
     }
 
     /// A message of the delay store as the request that it will be.
@@ -92,6 +108,7 @@ impl Core {
         Some(Request {
             key: RequestKey(0),
             tag: DeliveryTag(0),
+            lane: 0,
             queue: delayed.queue,
             task: Arc::clone(self.options.tasks.get(&head.task)?),
             head,

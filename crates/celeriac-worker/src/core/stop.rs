@@ -34,22 +34,21 @@ impl Core {
             let mut unbegun = self.held.take_all();
             unbegun.extend(self.buckets.take_all());
             unbegun.extend(self.limited.waiting());
-            unbegun.extend(
-                std::mem::take(&mut self.ready)
-                    .into_iter()
-                    .map(|(key, _)| key),
-            );
+            for lane in &mut self.lanes {
+                let ready = std::mem::take(&mut lane.ready);
+                unbegun.extend(ready.into_iter().map(|(key, _)| key));
+            }
             for key in unbegun {
                 self.release(key);
             }
-            self.effects.push(Effect::ClosePool);
+            self.effects.push(Effect::ClosePools);
         }
     }
 
     fn soft_shutdown(&mut self, now: Now) {
         self.stop_fetching();
         let timeout = self.options.soft_shutdown_timeout;
-        let is_needed = self.running > 0 || self.options.soft_shutdown_on_idle;
+        let is_needed = self.running() > 0 || self.options.soft_shutdown_on_idle;
         if timeout.is_zero() || !is_needed {
             self.cold_shutdown();
         } else {
@@ -64,7 +63,7 @@ impl Core {
         self.shutdown.soft_wait_is_over();
         self.soft_until = None;
         self.effects.push(Effect::Tell(HookCall::Terminating));
-        self.effects.push(Effect::KillPool);
+        self.effects.push(Effect::KillPools);
     }
 
     /// The deadline of a warm shutdown: tasks that still run are to clean up.
@@ -75,9 +74,13 @@ impl Core {
             };
             // A message that is acknowledged can't come again: the task fails, and its result says
             // so.
-            let requeues = request.task.acks_late;
+            let (lane, requeues) = (request.lane, request.task.acks_late);
             self.tell(&Happening::Interrupted { request });
-            self.effects.push(Effect::Interrupt { key, requeues });
+            self.effects.push(Effect::Interrupt {
+                lane,
+                key,
+                requeues,
+            });
         }
     }
 
@@ -88,7 +91,7 @@ impl Core {
                 self.tell(&Happening::EndedAtShutdown { request });
             }
         }
-        self.effects.push(Effect::KillPool);
+        self.effects.push(Effect::KillPools);
     }
 
     fn running_in_order(&self) -> Vec<RequestKey> {
@@ -106,7 +109,7 @@ impl Core {
         let waits_idle = self.soft_until.is_some() && self.options.soft_shutdown_on_idle;
         self.shutdown.phase() != Phase::Running
             && !waits_idle
-            && self.pool_is_closed
+            && self.lanes.iter().all(|lane| lane.pool_is_closed)
             && self.requests.is_empty()
             && !self.has_set_aside()
             && self.continuations.is_empty()

@@ -94,7 +94,7 @@ impl Core {
             all: events.sends_tasks(),
         });
         let size = HookCall::SetPoolSize {
-            limit: self.pool_size,
+            limit: self.pool_size(),
         };
         let is_cold = self.shutdown.phase() == Phase::Cold;
         [revoked, size]

@@ -80,13 +80,13 @@ pub enum Event {
 }
 
 impl Handle {
-    /// Starts a consumer; it connects at once.
-    pub fn start(options: Options, journal: Arc<dyn Journal>) -> Self {
+    /// Starts the consumer of a lane; it connects at once.
+    pub fn start(options: Options, lane: usize, journal: Arc<dyn Journal>) -> Self {
         let shared = Arc::new(Shared::default());
         let (to_events, events) = mpsc::channel(QUEUED_EVENTS);
         let consumer = Consumer {
             failover: Failover::new(options.brokers.len(), options.strategy, options.policy),
-            epochs: Epochs::new(options.brokers.len()),
+            epochs: Epochs::new(lane, options.brokers.len()),
             max_retries: options.policy.max_retries,
             purges: options.purge,
             brokers: options.brokers,

@@ -8,6 +8,13 @@ use celeriac_core::broker::{DeliveryTag, Fate, Settlement};
 
 /// Bits of a tag that are the broker's own.
 const OWN_BITS: u32 = 40;
+/// Bits of a tag that number the connections of one lane.
+const CONNECTION_BITS: u32 = 18;
+
+/// The worker's lane through which a message with this tag came.
+pub(crate) fn lane_of(tag: DeliveryTag) -> usize {
+    (tag.0 >> (OWN_BITS + CONNECTION_BITS)) as usize
+}
 
 /// The connection, or the broker whose tags outlive connections, that gave a tag.
 pub(crate) fn connection_of(tag: DeliveryTag) -> u64 {
@@ -34,13 +41,17 @@ impl Epoch {
 /// Gives out epochs.
 #[derive(Debug)]
 pub(super) struct Epochs {
+    /// The first of the lane's epochs.
+    first: u64,
     next: u64,
     brokers: u64,
 }
 
 impl Epochs {
-    pub(super) fn new(brokers: usize) -> Self {
+    /// Those of a lane that consumes from so many brokers.
+    pub(super) fn new(lane: usize, brokers: usize) -> Self {
         Self {
+            first: (lane as u64) << CONNECTION_BITS,
             next: brokers as u64,
             brokers: brokers as u64,
         }
@@ -49,15 +60,19 @@ impl Epochs {
     /// The epoch of a new connection to the broker with this number.
     pub(super) fn begin(&mut self, broker: usize, tags_outlive_connections: bool) -> Epoch {
         if tags_outlive_connections {
-            return Epoch(broker as u64);
+            return Epoch(self.first + broker as u64);
         }
-        self.next += 1;
-        Epoch(self.next - 1)
+        let number = self.next;
+        // After a quarter of a million connections they are counted anew: nothing is left of the
+        // first ones then.
+        let is_last = number + 1 >= 1 << CONNECTION_BITS;
+        self.next = if is_last { self.brokers } else { number + 1 };
+        Epoch(self.first + number)
     }
 
     /// Whether a tag may still be of use when its connection is gone.
     pub(super) fn outlives(&self, tag: DeliveryTag) -> bool {
-        tag.0 >> OWN_BITS < self.brokers
+        (tag.0 >> OWN_BITS) - self.first < self.brokers
     }
 }
 
@@ -124,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_settlement_reaches_only_the_connection_that_it_is_for() {
-        let mut epochs = Epochs::new(2);
+        let mut epochs = Epochs::new(3, 2);
         let (redis, rabbit) = (epochs.begin(0, true), epochs.begin(1, false));
         let own = DeliveryTag(7);
         let mut unsettled = Unsettled::default();
@@ -136,5 +151,26 @@ mod tests {
         assert_eq!(epochs.begin(0, true), redis, "its tags live on");
         assert_ne!(epochs.begin(1, false), rabbit);
         assert_eq!(unsettled.take(redis), [ack(own)]);
+    }
+
+    #[test]
+    fn a_tag_tells_its_lane() {
+        for lane in [0, 1, 63] {
+            let mut epochs = Epochs::new(lane, 1);
+            for epoch in [epochs.begin(0, true), epochs.begin(0, false)] {
+                let tag = epoch.mark(DeliveryTag((1 << OWN_BITS) - 1));
+                assert_eq!(lane_of(tag), lane);
+            }
+        }
+    }
+
+    #[test]
+    fn connections_are_counted_anew_beyond_the_last_number() {
+        let mut epochs = Epochs::new(1, 2);
+        for _ in 0..1 << CONNECTION_BITS {
+            let tag = epochs.begin(0, false).mark(DeliveryTag(1));
+            assert!(!epochs.outlives(tag));
+            assert_eq!(lane_of(tag), 1);
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What a worker tells those who watch over it.
 
 use super::{Start, Worker};
+use crate::receive::consumer::Handle;
 use crate::shutdown::Phase;
 use crate::vitals::{Connection, Health, Life, Vitals};
 
@@ -8,22 +9,26 @@ impl Worker {
     /// How it is now.
     pub(super) fn health(&self) -> Health {
         let now = self.clock.monotonic();
-        let connection = if self.is_connected {
-            let owed = self.consumer.owed();
-            Connection::Up {
-                asked: owed.map(|owed| now.saturating_sub(owed)),
-            }
-        } else {
-            Connection::Down {
-                since: self.connection_since,
+        // Each lane has to be well.
+        let down = self
+            .connections
+            .iter()
+            .filter(|connection| !connection.is_up);
+        let connection = match down.map(|connection| connection.since).min() {
+            Some(since) => Connection::Down { since },
+            None => {
+                let owed = self.consumers.iter().filter_map(Handle::owed).max();
+                Connection::Up {
+                    asked: owed.map(|owed| now.saturating_sub(owed)),
+                }
             }
         };
         let vitals = Vitals {
             life: self.life(),
             connection,
-            consumer_is_gone: self.consumer.is_gone(),
+            consumer_is_gone: self.consumers.iter().any(Handle::is_gone),
             queues: self.core.queues(),
-            pool: self.pool.condition(),
+            pools: self.pools.iter().map(|pool| pool.condition()).collect(),
             waits_for_main: self.core.waits_for_main(),
         };
         vitals.health(now)
@@ -41,15 +46,11 @@ impl Worker {
             Start::Ready | Start::Failed => Life::Working,
             Start::Steps => Life::Starting("the app's consumer steps are starting"),
             Start::Announced => Life::Starting("receivers of worker_ready are called"),
-            Start::Waiting {
-                is_connected,
-                is_heard,
-                is_up,
-            } => Life::Starting(if !is_connected {
+            Start::Waiting { is_heard } => Life::Starting(if !self.is_connected() {
                 "it waits for the broker"
             } else if !is_heard {
                 "it waits for remote control"
-            } else if !is_up && self.pool.size() > 0 {
+            } else if !self.is_up() {
                 "it waits for the first process of its pool"
             } else {
                 "it learns what was revoked"

@@ -6,11 +6,11 @@ use celeriac_core::pool::{Pool, PoolEvent};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
-use super::Worker;
+use super::{Worker, pools_told};
 use crate::happening::Happening;
 use crate::hooks::{Answer, HookCall};
 use crate::parts::OperatorSignal;
-use crate::receive::consumer::Event;
+use crate::receive::consumer::{Event, Handle};
 use crate::shutdown::Phase;
 
 /// How long leaving the bus may take.
@@ -42,14 +42,19 @@ impl Worker {
             self.act();
         }
         self.bus.stop();
-        self.consumer.stop();
+        self.consumers.iter().for_each(Handle::stop);
         let health = self.health();
-        while let Some(event) = self.probes.during(&health, self.consumer.next()).await {
-            if matches!(event, Event::Closed) {
-                break;
+        for lane in 0..self.consumers.len() {
+            while let Some(event) = {
+                let next = self.consumers[lane].next();
+                self.probes.during(&health, next).await
+            } {
+                if matches!(event, Event::Closed) {
+                    break;
+                }
+                self.consumer_told(lane, event);
+                self.act();
             }
-            self.consumer_told(event);
-            self.act();
         }
         let leaving = timeout(LEAVING_LIMITS, self.limits.stop());
         drop(self.probes.during(&health, leaving).await);
@@ -79,9 +84,9 @@ impl Worker {
 
     async fn attend(&mut self, answer: Answer) -> Attended {
         let health = self.health();
-        let (pool, orders) = (&mut *self.pool, &mut self.orders);
+        let (pools, orders) = (&mut self.pools, &mut self.orders);
         let mut told = Vec::new();
-        let attending = attended(pool, orders, &self.main_died, answer, &mut told);
+        let attending = attended(pools, orders, &self.main_died, answer, &mut told);
         self.probes.during(&health, attending).await
     }
 }
@@ -98,11 +103,11 @@ pub(super) enum Attended {
 /// successor, which is asked again. There is nothing else that it would have to know. What the pool
 /// tells meanwhile is kept in `told`.
 pub(super) async fn attended(
-    pool: &mut dyn Pool,
+    pools: &mut [Box<dyn Pool>],
     orders: &mut mpsc::Receiver<OperatorSignal>,
     main_died: &Notify,
     answer: Answer,
-    told: &mut Vec<PoolEvent>,
+    told: &mut Vec<(usize, Vec<PoolEvent>)>,
 ) -> Attended {
     tokio::pin!(answer);
     loop {
@@ -110,7 +115,7 @@ pub(super) async fn attended(
             biased;
             answer = &mut answer => return Attended::Answered(answer),
             () = main_died.notified() => {}
-            events = pool.next() => told.extend(events),
+            events = pools_told(pools, 0) => told.push(events),
             Some(order @ OperatorSignal::End(_)) = orders.recv() => {
                 return Attended::Interrupted(order);
             }

@@ -25,9 +25,9 @@ fn scene(task: TaskOptions, free: usize) -> Scene {
 }
 
 fn reconnect(scene: &mut Scene) {
-    scene.core.disconnected();
+    scene.core.disconnected(0);
     scene.look();
-    scene.core.connected(scene.now);
+    scene.core.connected(0, scene.now);
 }
 
 /// The message of `deliver(1, …)` comes over another connection.
@@ -148,7 +148,7 @@ fn a_task_that_runs_through_a_shutdown_takes_its_message_over_as_well() {
     scene.core.signalled(Signal::Terminate, now);
     scene.look();
     reconnect(&mut scene);
-    assert_eq!(scene.core.want(scene.free).runnable, 1);
+    assert_eq!(scene.core.want(0, scene.free).runnable, 1);
     scene.deliver(SECOND, json!({}));
     assert_eq!(scene.settled, [], "it would be found again at once");
     comes_again(&mut scene, SECOND + 1, true);
@@ -176,18 +176,18 @@ fn messages_of_running_tasks_are_looked_for_beyond_what_can_run() {
     let mut scene = scene(late(), 1);
     scene.deliver(1, json!({}));
     scene.begin();
-    assert_eq!(scene.core.want(scene.free).runnable, 0);
+    assert_eq!(scene.core.want(0, scene.free).runnable, 0);
     reconnect(&mut scene);
-    assert_eq!(scene.core.want(scene.free).runnable, 1);
+    assert_eq!(scene.core.want(0, scene.free).runnable, 1);
     // Another one comes first: it is kept while the search goes on.
     scene.deliver(SECOND, json!({}));
     scene.pass(Duration::from_secs(1));
     assert_eq!(
-        (scene.settled.len(), scene.core.want(scene.free).runnable),
+        (scene.settled.len(), scene.core.want(0, scene.free).runnable),
         (0, 1)
     );
     comes_again(&mut scene, SECOND + 1, true);
-    assert_eq!(scene.core.want(scene.free).runnable, 0);
+    assert_eq!(scene.core.want(0, scene.free).runnable, 0);
     scene.pass(Duration::from_secs(1));
     assert_eq!(
         scene.settled,

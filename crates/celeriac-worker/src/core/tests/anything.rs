@@ -100,7 +100,7 @@ impl World {
     fn happen(&mut self, step: &Step) {
         match *step {
             Step::Deliver { eta, expires } => {
-                if self.scene.core.want(self.scene.free).is_none() {
+                if self.scene.core.want(0, self.scene.free).is_none() {
                     return;
                 }
                 self.delivered += 1;
@@ -184,11 +184,11 @@ impl World {
             }
             Step::Wait(milliseconds) => self.scene.pass(Duration::from_millis(milliseconds.into())),
             Step::Reconnect => {
-                self.scene.core.disconnected();
+                self.scene.core.disconnected(0);
                 self.scene.look();
                 {
                     let now = self.scene.now;
-                    self.scene.core.connected(now);
+                    self.scene.core.connected(0, now);
                 }
             }
         }
@@ -227,7 +227,7 @@ impl World {
         self.scene.core.signalled(signal, self.scene.now);
         self.scene.look();
         self.scene.pass(after);
-        let is_cold = self.scene.others.contains(&Effect::KillPool);
+        let is_cold = self.scene.others.contains(&Effect::KillPools);
         let begun = std::mem::take(&mut self.begun);
         for key in self.scene.running_keys() {
             let event = if !begun.contains(&key) {
@@ -287,7 +287,6 @@ proptest! {
         };
         let store = plain.store.filter(|_| has_store);
         let plain = Options {
-            throttled_limit: 4,
             shutdown_deadline: Some(deadline()),
             store,
             ..plain

@@ -16,7 +16,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn woken() -> Scene {
     let mut scene = Scene::with(late());
     let until = scene.now.monotonic + 10 * SECOND;
-    scene.core.leased(Some(until), scene.free, scene.now);
+    scene.core.leased(0, Some(until), &[scene.free], scene.now);
     scene.deliver(1, json!({"eta": at(5)}));
     scene.pass(11 * SECOND);
     assert!(scene.jobs.is_empty());
@@ -28,7 +28,7 @@ fn what_was_given_to_another_worker_does_not_begin() {
     let mut scene = woken();
     scene.core.leases_lost(&[DeliveryTag(1)]);
     let until = scene.now.monotonic + 10 * SECOND;
-    scene.core.leased(Some(until), scene.free, scene.now);
+    scene.core.leased(0, Some(until), &[scene.free], scene.now);
     scene.look();
     assert!(scene.jobs.is_empty());
     assert_eq!(scene.settled, []);
@@ -38,7 +38,7 @@ fn what_was_given_to_another_worker_does_not_begin() {
 fn what_is_still_its_own_begins_as_soon_as_that_is_known() {
     let mut scene = woken();
     let until = scene.now.monotonic + 10 * SECOND;
-    scene.core.leased(Some(until), scene.free, scene.now);
+    scene.core.leased(0, Some(until), &[scene.free], scene.now);
     scene.look();
     assert_eq!(scene.jobs.len(), 1);
 }
@@ -46,7 +46,7 @@ fn what_is_still_its_own_begins_as_soon_as_that_is_known() {
 #[test]
 fn what_no_lease_binds_begins_at_once() {
     let mut scene = woken();
-    scene.core.leased(None, scene.free, scene.now);
+    scene.core.leased(0, None, &[scene.free], scene.now);
     scene.look();
     assert_eq!(scene.jobs.len(), 1);
 }
@@ -56,7 +56,9 @@ fn what_runs_goes_on_without_a_lease() {
     let mut scene = Scene::with(late());
     scene.deliver(1, json!({}));
     let key = scene.begin();
-    scene.core.leased(Some(scene.now.monotonic), 0, scene.now);
+    scene
+        .core
+        .leased(0, Some(scene.now.monotonic), &[0], scene.now);
     scene.pass(SECOND);
     let outcome = success();
     scene.tell([PoolEvent::Finished { key, outcome }]);

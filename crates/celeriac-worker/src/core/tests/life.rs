@@ -6,10 +6,10 @@ use celeriac_config::TaskOptions;
 use celeriac_core::Evidence;
 use celeriac_core::broker::{Fate, Want};
 use celeriac_core::pool::{ExitStatus, Failure, LossCause, Outcome, PoolEvent};
-use celeriac_protocol::{TimeLimit, TimeLimits};
+use celeriac_protocol::TimeLimit;
 use serde_json::{Value, json};
 
-use super::scene::{PID, Scene, at, limited, message, options};
+use super::scene::{PID, Scene, at, lane, limited, message, options};
 use crate::core::{Effect, Options};
 use crate::shutdown::Signal;
 
@@ -220,10 +220,7 @@ fn a_broken_hook_loses_no_message() {
 #[test]
 fn a_task_over_its_hard_limit_fails_or_runs_again_when_it_is_dead() {
     let limits = |task| Options {
-        time_limits: TimeLimits {
-            hard: TimeLimit::new(&5.into()).flatten(),
-            soft: None,
-        },
+        lanes: lane(|lane| lane.time_limits.hard = TimeLimit::new(&5.into()).flatten()),
         ..options([("t", task)])
     };
     let mut scene = Scene::new(limits(late()), 1);
@@ -304,7 +301,7 @@ fn an_eta_holds_a_task_and_leaves_the_pool_free() {
     let mut scene = Scene::with(early());
     scene.deliver(1, json!({"eta": at(10)}));
     assert!(scene.jobs.is_empty());
-    assert_eq!(scene.core.want(scene.free).runnable, 1);
+    assert_eq!(scene.core.want(0, scene.free).runnable, 1);
     scene.deliver(2, json!({}));
     assert_eq!(scene.jobs.len(), 1, "the one behind runs");
     let key = scene.begin();
@@ -333,23 +330,23 @@ fn a_rate_limit_spaces_tasks_and_bounds_what_is_fetched() {
     }
     assert_eq!(scene.jobs.len(), 1);
     assert_eq!(
-        scene.core.want(scene.free),
+        scene.core.want(0, scene.free),
         Want::NONE,
         "four wait: that is enough"
     );
     scene.pass(SECOND);
     assert_eq!(scene.jobs.len(), 2);
-    assert_ne!(scene.core.want(scene.free), Want::NONE);
+    assert_ne!(scene.core.want(0, scene.free), Want::NONE);
 }
 
 #[test]
 fn no_more_is_wanted_than_can_run() {
     let mut scene = Scene::new(options([("t", early())]), 2);
-    assert_eq!(scene.core.want(2).runnable, 2);
+    assert_eq!(scene.core.want(0, 2).runnable, 2);
     scene.deliver(1, json!({}));
-    assert_eq!(scene.core.want(scene.free).runnable, 1);
+    assert_eq!(scene.core.want(0, scene.free).runnable, 1);
     scene.deliver(2, json!({}));
-    assert_eq!(scene.core.want(scene.free), Want::NONE);
+    assert_eq!(scene.core.want(0, scene.free), Want::NONE);
 }
 
 #[test]
@@ -386,14 +383,14 @@ fn a_warm_shutdown_finishes_what_runs_and_gives_back_the_rest() {
     scene.core.signalled(Signal::Terminate, scene.now);
     scene.look();
     assert_eq!(scene.settled, [(2, Fate::Release)]);
-    assert!(scene.others.contains(&Effect::ClosePool));
+    assert!(scene.others.contains(&Effect::ClosePools));
     scene.deliver(3, json!({}));
     assert_eq!(
         scene.settled.last(),
         Some(&(3, Fate::Release)),
         "it was under way"
     );
-    assert_eq!(scene.core.want(1), Want::NONE);
+    assert_eq!(scene.core.want(0, 1), Want::NONE);
     scene.finish(key, success());
     assert_eq!(scene.settled.last(), Some(&(1, Fate::Ack)));
     assert!(!scene.core.is_done());
@@ -464,7 +461,7 @@ fn killed_by_a_cold_shutdown() -> Scene {
     let key = scene.begin();
     scene.core.signalled(Signal::Quit, scene.now);
     scene.look();
-    assert!(scene.others.contains(&Effect::KillPool));
+    assert!(scene.others.contains(&Effect::KillPools));
     let cause = LossCause::Terminated;
     scene.tell([
         PoolEvent::Lost {
@@ -489,10 +486,10 @@ fn a_soft_shutdown_waits_for_as_long_as_it_may() {
     scene.begin();
     scene.core.signalled(Signal::Quit, scene.now);
     scene.look();
-    assert!(!scene.others.contains(&Effect::KillPool));
+    assert!(!scene.others.contains(&Effect::KillPools));
     assert_eq!(scene.core.next_tick(scene.now), Some(5 * SECOND));
     scene.pass(5 * SECOND);
-    assert!(scene.others.contains(&Effect::KillPool));
+    assert!(scene.others.contains(&Effect::KillPools));
 }
 
 #[test]
@@ -523,8 +520,8 @@ fn a_lost_connection_takes_along_what_its_tags_named() {
         scene.deliver(1, json!({}));
         let key = scene.begin();
         scene.deliver(2, json!({"eta": at(60)}));
-        scene.core.disconnected();
-        assert_eq!(scene.core.want(1), Want::NONE);
+        scene.core.disconnected(0);
+        assert_eq!(scene.core.want(0, 1), Want::NONE);
         scene.finish(key, success());
         scene.pass(60 * SECOND);
         let expected: &[(u64, Fate)] = if outlives { &[(1, Fate::Ack)] } else { &[] };
@@ -543,9 +540,9 @@ fn tasks_that_a_lost_connection_would_repeat_are_cancelled_on_demand() {
     let mut scene = Scene::new(cancels, 1);
     scene.deliver(1, json!({}));
     let key = scene.begin();
-    scene.core.disconnected();
+    scene.core.disconnected(0);
     scene.look();
-    assert_eq!(scene.others, [Effect::Terminate(key, 15)]);
+    assert_eq!(scene.others, [Effect::Terminate(0, key, 15)]);
 }
 
 #[test]

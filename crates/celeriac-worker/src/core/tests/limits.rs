@@ -70,7 +70,7 @@ fn a_request_begins_when_it_is_granted_and_gives_its_slots_back() {
     scene.deliver(1, json!({}));
     assert_eq!((scene.jobs.len(), scene.asked.len()), (0, 1));
     // It counts as one that runs: nothing is fetched in its place.
-    assert!(scene.core.want(scene.free).is_none());
+    assert!(scene.core.want(0, scene.free).is_none());
     let names: Vec<String> = scene.asked[0]
         .1
         .permits
@@ -141,7 +141,7 @@ fn who_waits_for_a_moment_asks_again() {
     scene.answer_limits(denied(1500, Some(77)));
     assert!(scene.asked.is_empty() && scene.settled.is_empty());
     assert!(
-        !scene.core.want(scene.free).is_none(),
+        !scene.core.want(0, scene.free).is_none(),
         "others may come meanwhile"
     );
     scene.pass(Duration::from_millis(1499));
@@ -167,11 +167,11 @@ fn without_a_delay_store_they_wait_here_and_no_more_are_fetched_then() {
         4,
     );
     for tag in 1..=1000 {
-        assert!(!scene.core.want(scene.free).is_none());
+        assert!(!scene.core.want(0, scene.free).is_none());
         scene.deliver(tag, json!({}));
         scene.answer_limits(denied(3_600_000, Some(77)));
     }
-    assert!(scene.settled.is_empty() && scene.core.want(scene.free).is_none());
+    assert!(scene.settled.is_empty() && scene.core.want(0, scene.free).is_none());
     scene.core.signalled(Signal::Terminate, scene.now);
     scene.look();
     assert_eq!(scene.settled.len(), 1000);
@@ -267,14 +267,14 @@ fn what_was_granted_too_late_is_given_back() {
 fn what_is_too_much_for_a_tasks_own_rate_comes_back_one_by_one() {
     let plain = super::scene::limited("1/s");
     let options = Options {
-        throttled_limit: 2,
+        lanes: super::scene::lane(|lane| lane.throttled_limit = 2),
         spills_throttled: true,
         store: Some(STORE),
         ..plain
     };
     let mut scene = Scene::new(options, 9);
     for tag in 1..=5 {
-        assert!(!scene.core.want(scene.free).is_none());
+        assert!(!scene.core.want(0, scene.free).is_none());
         scene.deliver(tag, json!({}));
     }
     let start: jiff::Timestamp = START.parse().unwrap();

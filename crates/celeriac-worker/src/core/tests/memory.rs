@@ -21,16 +21,16 @@ fn scene() -> Scene {
 #[test]
 fn nothing_is_fetched_beside_a_task_while_memory_is_short() {
     let mut scene = scene();
-    assert_eq!(scene.core.want(2).runnable, 2);
+    assert_eq!(scene.core.want(0, 2).runnable, 2);
     scene.tell([PoolEvent::Pressure(Some(SHORTAGE))]);
-    assert_eq!(scene.core.want(2).runnable, 1, "one at a time");
+    assert_eq!(scene.core.want(0, 2).runnable, 1, "one at a time");
     let short = "Too little memory, no tasks are fetched while one runs: the cgroup has 1000 KiB of 500000 KiB left";
     assert_eq!(scene.log().last().map(String::as_str), Some(short));
     scene.deliver(1, json!({}));
     scene.begin();
-    assert_eq!(scene.core.want(1), Want::NONE);
+    assert_eq!(scene.core.want(0, 1), Want::NONE);
     scene.tell([PoolEvent::Pressure(None)]);
-    assert_ne!(scene.core.want(1), Want::NONE);
+    assert_ne!(scene.core.want(0, 1), Want::NONE);
     let enough = "There is enough memory again: tasks are fetched";
     assert!(scene.log().contains(&enough.to_owned()));
 }

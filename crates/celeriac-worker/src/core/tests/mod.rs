@@ -2,6 +2,7 @@
 
 mod adopt;
 mod anything;
+mod lanes;
 mod leases;
 mod life;
 mod limits;

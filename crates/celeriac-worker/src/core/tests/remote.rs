@@ -11,7 +11,7 @@ use celeriac_core::revokes::{KEPT, KeptRevokes, RevokeStore};
 use serde_json::{Map, Value, json};
 
 use super::life::{late, success};
-use super::scene::{PID, Scene, at, name_of, options};
+use super::scene::{PID, Scene, at, lane, name_of, options};
 use crate::autoscale::Autoscale;
 use crate::control::mailbox::json_message;
 use crate::core::{Effect, Options};
@@ -182,7 +182,7 @@ fn a_command_of_the_app_may_end_the_worker() {
     let mut scene = Scene::with(late());
     ask(&mut scene, "mine", &json!({}));
     scene.answer(Ok(json!({"shutdown": {"warm": true, "exitcode": 3}})));
-    assert!(scene.others.contains(&Effect::ClosePool));
+    assert!(scene.others.contains(&Effect::ClosePools));
     assert_eq!(scene.core.shutdown().exit_status(), 3);
 }
 
@@ -192,7 +192,7 @@ fn a_remote_shutdown_is_a_warm_one() {
     scene.deliver(1, json!({}));
     let key = scene.begin();
     assert_eq!(ask(&mut scene, "shutdown", &json!({})), None);
-    assert!(scene.others.contains(&Effect::ClosePool));
+    assert!(scene.others.contains(&Effect::ClosePools));
     scene.finish(key, success());
     scene.tell([PoolEvent::Closed]);
     assert!(scene.core.is_done());
@@ -216,7 +216,7 @@ fn a_task_that_is_terminated_is_stored_as_revoked_before_its_message_goes() {
             &json!({"task_id": "id-1", "terminate": true}),
         );
         assert_eq!(reply, Some(json!({"ok": "terminate: id-1"})));
-        assert!(scene.others.contains(&Effect::Terminate(key, 15)));
+        assert!(scene.others.contains(&Effect::Terminate(0, key, 15)));
         while name_of(&scene.awaited[0].1) != "task_revoked" {
             scene.answer(Ok(Value::Null));
         }
@@ -250,7 +250,7 @@ fn a_task_that_survives_its_signal_ends_as_it_does() {
         "revoke",
         &json!({"task_id": "id-1", "terminate": true, "signal": "SIGUSR1"}),
     );
-    assert!(scene.others.contains(&Effect::Terminate(key, 10)));
+    assert!(scene.others.contains(&Effect::Terminate(0, key, 10)));
     scene.finish(key, success());
     assert_eq!(scene.settled, [(1, Fate::Ack)]);
     scene.answer(Ok(Value::Null));
@@ -587,8 +587,8 @@ fn the_app_may_ask_for_what_a_command_does() {
     asked("pool_grow", json!({"n": 2}));
     asked("nosuch", Value::Object(Map::new()));
     scene.look();
-    assert!(scene.others.contains(&Effect::Terminate(key, 9)));
-    let grows = |effect: &Effect| matches!(effect, Effect::Scale(_));
+    assert!(scene.others.contains(&Effect::Terminate(0, key, 9)));
+    let grows = |effect: &Effect| matches!(effect, Effect::Scale(..));
     assert!(scene.others.iter().any(grows));
 }
 
@@ -601,7 +601,7 @@ fn a_slip_of_the_finger_does_not_fill_the_host() {
     ] {
         let autoscale = autoscale.then(|| Autoscale::new(4, 1, Autoscale::KEEPALIVE));
         let scaled = Options {
-            autoscale,
+            lanes: lane(|lane| lane.autoscale = autoscale),
             ..options([("t", late())])
         };
         let mut scene = Scene::new(scaled, 1);

@@ -12,12 +12,12 @@ use celeriac_core::limit::{Answer, Asked, Holding};
 use celeriac_core::pool::{Job, Outcome, PoolEvent, RequestKey};
 use celeriac_core::revokes::RevokeStore;
 use celeriac_protocol::message::DeliveryInfo;
-use celeriac_protocol::{AcceptContent, Message, RateLimit, TimeLimits};
+use celeriac_protocol::{AcceptContent, Message, RateLimit};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use crate::core::{Core, Effect, HookToken, Options, RemoteOptions};
+use crate::core::{Consumed, Core, Effect, HookToken, LaneOptions, Options, RemoteOptions};
 use crate::events::EventOptions;
 use crate::hooks::HookCall;
 
@@ -73,13 +73,11 @@ pub(super) fn options(tasks: impl IntoIterator<Item = (&'static str, TaskOptions
         rate_limits: Vec::new(),
         limits_rates: true,
         accept: AcceptContent::new(["application/json".to_owned()]),
-        time_limits: TimeLimits::default(),
-        throttled_limit: 4,
+        lanes: lane(|_| ()),
         spills_throttled: false,
         limits: Arc::default(),
         limit_holder: "here".to_owned(),
         held_limit: None,
-        autoscale: None,
         store: None,
         tags_outlive_connections: true,
         cancel_on_connection_loss: false,
@@ -110,11 +108,24 @@ pub(super) fn options(tasks: impl IntoIterator<Item = (&'static str, TaskOptions
             commands: ["conf", "mine"].map(str::to_owned).into(),
             overridden: HashSet::new(),
             broker_info: json!({"transport": "memory"}),
-            pool_info: Map::new(),
-            queues: vec![("celery".to_owned(), json!({"name": "celery"}))],
+            queues: vec![Consumed {
+                name: "celery".to_owned(),
+                info: json!({"name": "celery"}),
+                lane: 0,
+            }],
             software: ["py-celery", "5", "Linux"].map(str::to_owned),
         },
     }
+}
+
+/// The only lane of a worker, changed in some way.
+pub(super) fn lane(change: impl FnOnce(&mut LaneOptions)) -> Vec<LaneOptions> {
+    let mut lane = LaneOptions {
+        throttled_limit: 4,
+        ..LaneOptions::default()
+    };
+    change(&mut lane);
+    vec![lane]
 }
 
 impl Scene {
@@ -130,8 +141,8 @@ impl Scene {
         };
         let journal = Arc::new(Pages::default());
         let mut core = Core::new(options, [], Arc::clone(&journal) as Arc<dyn Journal>, now);
-        core.pool_resized(free);
-        core.connected(now);
+        core.pool_resized(0, free);
+        core.connected(0, now);
         Self {
             core,
             now,
@@ -155,7 +166,7 @@ impl Scene {
                 Effect::Settle(settlement) => {
                     self.settled.push((settlement.tag.0, settlement.fate));
                 }
-                Effect::Submit(job) => {
+                Effect::Submit(_, job) => {
                     self.free = self.free.checked_sub(1).expect("there is room for a job");
                     self.jobs.push(job);
                 }
@@ -192,7 +203,8 @@ impl Scene {
             queue: "celery".into(),
             message: Ok(message),
         };
-        self.core.delivered(vec![delivery], self.free, self.now);
+        let free = [self.free];
+        self.core.delivered(0, vec![delivery], &free, self.now);
         self.look();
     }
 
@@ -208,7 +220,7 @@ impl Scene {
                 self.free += 1;
             }
         }
-        self.core.pool_told(events, self.free, self.now);
+        self.core.pool_told(0, events, &[self.free], self.now);
         self.look();
     }
 
@@ -226,22 +238,22 @@ impl Scene {
     /// The hook that was asked for first answers.
     pub(super) fn answer(&mut self, answer: Result<Value, String>) {
         let (token, _) = self.awaited.remove(0);
-        self.core.answered(token, answer, self.free, self.now);
+        self.core.answered(token, answer, &[self.free], self.now);
         self.look();
     }
 
     /// The store of limits answers what it was asked first; `None` when it can't be reached.
     pub(super) fn answer_limits(&mut self, answer: Option<Answer>) {
         let (key, _) = self.asked.remove(0);
-        let (free, now) = (self.free, self.now);
-        self.core.limits_answered(key, answer, 500, free, now);
+        let (free, now) = ([self.free], self.now);
+        self.core.limits_answered(key, answer, 500, &free, now);
         self.look();
     }
 
     pub(super) fn pass(&mut self, time: Duration) {
         self.now.monotonic += time;
         self.now.wall += time;
-        self.core.tick(self.free, self.now);
+        self.core.tick(&[self.free], self.now);
         self.look();
     }
 

@@ -36,7 +36,7 @@ fn draining(task: TaskOptions) -> (Scene, RequestKey) {
     scene.settled.clear();
     assert_eq!(scene.core.next_tick(scene.now), Some(20 * SECOND));
     scene.pass(19 * SECOND);
-    assert_eq!(scene.others.last(), Some(&Effect::ClosePool));
+    assert_eq!(scene.others.last(), Some(&Effect::ClosePools));
     scene.others.clear();
     (scene, key)
 }
@@ -51,7 +51,14 @@ fn a_deadline_has_tasks_clean_up_and_run_again() {
     ] {
         let (mut scene, key) = draining(task);
         scene.pass(SECOND);
-        assert_eq!(scene.others, [Effect::Interrupt { key, requeues }]);
+        assert_eq!(
+            scene.others,
+            [Effect::Interrupt {
+                lane: 0,
+                key,
+                requeues
+            }]
+        );
         scene.finish(key, outcome.clone());
         scene.tell([PoolEvent::Closed]);
         let settled: Vec<_> = settled.map(|fate| (1, fate)).into_iter().collect();
@@ -75,7 +82,7 @@ fn a_task_that_does_not_end_at_the_deadline_is_ended() {
         scene.hooks.clear();
         scene.others.clear();
         scene.pass(5 * SECOND);
-        assert_eq!(scene.others, [Effect::KillPool]);
+        assert_eq!(scene.others, [Effect::KillPools]);
         let cause = LossCause::Terminated;
         let lost = PoolEvent::Lost {
             key,

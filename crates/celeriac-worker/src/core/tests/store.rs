@@ -237,7 +237,7 @@ fn what_can_not_be_read_is_a_dead_letter() {
         queue: "celery".into(),
         message: Err(Unreadable { reason, raw }),
     };
-    scene.core.delivered(vec![unreadable], 1, scene.now);
+    scene.core.delivered(0, vec![unreadable], &[1], scene.now);
     scene.look();
     scene.deliver_message(2, message(r#"{"x": 1}"#, "[]"));
     scene.deliver_message(3, message("{}", "no JSON"));
@@ -280,7 +280,7 @@ fn a_listing_holds_what_is_here_and_what_is_stored() {
     scene.deliver(1, json!({"eta": at(1)}));
     assert_eq!(ask(&mut scene, "scheduled", &json!({})), None);
     let token = scene.others.iter().find_map(|effect| match effect {
-        Effect::ReadDelayed(token, count) => Some((*token, *count)),
+        Effect::ReadDelayed(_, token, count) => Some((*token, *count)),
         _ => None,
     });
     let (token, count) = token.expect("the broker is asked");

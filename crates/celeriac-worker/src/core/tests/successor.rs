@@ -95,9 +95,9 @@ impl Stage {
             })));
         }
         for effect in std::mem::take(&mut self.scene.others) {
-            if matches!(effect, Effect::Scale(_)) {
+            if matches!(effect, Effect::Scale(..)) {
                 // As the worker does it.
-                self.scene.core.pool_resized(7);
+                self.scene.core.pool_resized(0, 7);
                 self.main.hear(&HookCall::SetPoolSize { limit: 7 });
             }
         }

@@ -6,7 +6,7 @@ use celeriac_config::TaskOptions;
 use celeriac_core::broker::Fate;
 use serde_json::json;
 
-use super::scene::{Scene, at, options};
+use super::scene::{Scene, at, lane, options};
 use crate::autoscale::Autoscale;
 use crate::core::Options;
 use crate::shutdown::Signal;
@@ -45,7 +45,9 @@ fn what_waits_behind_a_task_whose_eta_has_come_goes_back_in_time() {
 #[test]
 fn a_worker_with_autoscale_that_shuts_down_sleeps_until_its_tasks_end() {
     let scaled = Options {
-        autoscale: Some(Autoscale::new(4, 1, Autoscale::KEEPALIVE)),
+        lanes: lane(|lane| {
+            lane.autoscale = Some(Autoscale::new(4, 1, Autoscale::KEEPALIVE));
+        }),
         ..options([("t", TaskOptions::default())])
     };
     let mut scene = Scene::new(scaled, 1);
