@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use celeriac_core::Evidence;
 use celeriac_core::pool::{Condition, Job, LossCause, PoolEvent, RequestKey};
-use celeriac_protocol::TimeLimits;
+use celeriac_protocol::{TimeLimit, TimeLimits};
 
 use super::reports::End;
 use crate::cancellation::Cause;
@@ -266,7 +266,7 @@ impl Machine {
             return;
         };
         let ran = now.saturating_sub(running.since);
-        let limit = running.limits.soft.map_or(ran, |limit| limit.duration());
+        let limit = running.limits.soft.map_or(ran, TimeLimit::duration);
         let cause = if requeues {
             Cause::Shutdown
         } else {
@@ -352,7 +352,7 @@ impl Machine {
             let limit = running
                 .limits
                 .hard
-                .map_or(Duration::ZERO, |limit| limit.duration());
+                .map_or(Duration::ZERO, TimeLimit::duration);
             let (cause, loss) = (Cause::TimeLimit(limit), LossCause::TimeLimit);
             return self.lose(key, cause, loss, Duration::MAX, now);
         }
@@ -360,7 +360,7 @@ impl Machine {
             let limit = running
                 .limits
                 .soft
-                .map_or(Duration::ZERO, |limit| limit.duration());
+                .map_or(Duration::ZERO, TimeLimit::duration);
             self.tell(PoolEvent::SoftTimeLimit { key });
             return self.raise(key, Cause::SoftTimeLimit(limit), now);
         }
@@ -505,7 +505,7 @@ impl Machine {
             };
             let key = job.key;
             let limits = job.time_limits;
-            let due = |limit: Option<celeriac_protocol::TimeLimit>| {
+            let due = |limit: Option<TimeLimit>| {
                 limit.and_then(|limit| now.checked_add(limit.duration()))
             };
             let running = Running {

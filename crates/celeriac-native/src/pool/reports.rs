@@ -86,7 +86,7 @@ impl Slot {
     }
 
     /// That it is free is told with the end of the run.
-    pub(crate) fn is_told(mut self) {
+    pub(crate) fn tell_with_end(mut self) {
         self.0 = None;
     }
 }

@@ -33,7 +33,7 @@ impl RunWorker {
     pub(crate) fn ended(self: Arc<Self>) -> (Vec<Value>, bool) {
         match Arc::try_unwrap(self) {
             Ok(worker) => {
-                worker.slot.is_told();
+                worker.slot.tell_with_end();
                 let children = worker.children.into_inner();
                 (children.unwrap_or_else(PoisonError::into_inner), true)
             }

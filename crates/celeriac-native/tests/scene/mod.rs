@@ -1,6 +1,7 @@
 //! A native pool with a result backend and a sender that remember what they were asked.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test that can't go on panics")]
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
