@@ -16,6 +16,7 @@ pub mod head;
 pub mod json;
 pub mod marks;
 pub mod message;
+pub mod python;
 pub mod rate;
 pub mod request;
 pub mod saferepr;
