@@ -8,6 +8,7 @@
 pub mod description;
 pub mod layers;
 mod misfit;
+pub mod slips;
 pub mod task;
 
 pub use description::Description;

@@ -167,6 +167,13 @@ pub fn resolve(texts: &Texts<'_>) -> Result<Configuration, Misconfigured> {
     }
 }
 
+/// The value of a variable in a file of variables, if that can be read and has it.
+pub fn variable_of(file: &File, name: &str) -> Option<String> {
+    let variables = dotenv::parse(&file.name, &file.text).ok()?;
+    let mut variables = variables.into_iter().rev();
+    variables.find(|it| it.name == name).map(|it| it.value)
+}
+
 /// What each path of a layer was written as, to find what is given under two names.
 type Written = BTreeMap<(Layer, Vec<String>), (Vec<String>, String)>;
 
@@ -190,9 +197,10 @@ impl Configuration {
             }
         }
         let is_within = located.path.len() > located.key;
-        let is_of_kind = match is_within {
-            true => located.kind.has_keys(),
-            false => located.kind.admits(&entry.value),
+        let is_of_kind = if is_within {
+            located.kind.has_keys()
+        } else {
+            located.kind.admits(&entry.value)
         };
         if !is_of_kind {
             let key = entry.path.len() - (located.path.len() - located.key);
@@ -261,10 +269,9 @@ impl Configuration {
         let mut pairs = schema::SETTINGS_BELOW_OPTIONS.iter();
         let (_, setting) = pairs.find(|(name, _)| section == schema::WORKER && option == name)?;
         let settings = self.entries.iter().rev();
-        let setting = settings
+        settings
             .filter(|it| it.path[..] == [schema::CELERY, *setting])
-            .find(|it| it.source.layer > entry.source.layer);
-        setting
+            .find(|it| it.source.layer > entry.source.layer)
     }
 
     /// The value that counts at a path, and where it comes from.

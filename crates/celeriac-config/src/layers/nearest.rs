@@ -5,11 +5,19 @@ const LIKENESS: f64 = 0.88;
 
 /// The one of `names` that is most like `meant`, if any is.
 pub(crate) fn nearest<'n>(meant: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
-    let meant = meant.to_lowercase();
-    let meant = meant.replace('-', "_");
+    nearest_of(meant, names, LIKENESS)
+}
+
+/// The same among names that are at least so much alike, from 0 to 1.
+pub(crate) fn nearest_of<'n>(
+    meant: &str,
+    names: impl Iterator<Item = &'n str>,
+    likeness: f64,
+) -> Option<&'n str> {
+    let meant = meant.to_lowercase().replace('-', "_");
     names
         .map(|name| (strsim::jaro_winkler(&meant, name), name))
-        .filter(|(likeness, _)| *likeness >= LIKENESS)
+        .filter(|(like, _)| *like >= likeness)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, name)| name)
 }

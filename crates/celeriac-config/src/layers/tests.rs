@@ -65,18 +65,20 @@ fn of_each_two_layers_the_higher_one_counts() {
         for higher in lower + 1..LAYERS.len() {
             let ((one, text), (other, over)) = (LAYERS[lower], LAYERS[higher]);
             let both = format!("{text}\n{over}");
-            let found = match one == other {
-                true => read(&[(one, &both)]),
-                false => read(&[(one, text), (other, over)]),
+            let found = if one == other {
+                read(&[(one, &both)])
+            } else {
+                read(&[(one, text), (other, over)])
             };
             let found = found.unwrap();
             let counts = found.get(&["celery", "broker_url"]).unwrap();
             let (value, source) = EXPECTED[higher];
             assert_eq!(counts.value, json!(value), "{lower} {higher}");
             let at = counts.source.to_string();
-            let source = match one == other {
-                true => source.replace(":1", ":2"),
-                false => source.to_owned(),
+            let source = if one == other {
+                source.replace(":1", ":2")
+            } else {
+                source.to_owned()
             };
             assert_eq!(at, source, "{lower} {higher}");
             let entries: Vec<_> = found.entries().collect();

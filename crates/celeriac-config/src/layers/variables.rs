@@ -45,9 +45,10 @@ pub(super) fn by_section(
         }
         // What is not known is refused with the others.
         let kind = schema::locate(&path).map_or(Kind::Any, |located| {
-            match located.path.len() > located.key {
-                true => Kind::Any,
-                false => located.kind,
+            if located.path.len() > located.key {
+                Kind::Any
+            } else {
+                located.kind
             }
         });
         leaves(&path, kind.read(text), &mut |path, value| {
