@@ -78,6 +78,7 @@ class Host:
                 "argv": ["celeriac", "worker"],
                 "options": {"loglevel": "INFO", "hostname": "one@host", **options},
                 "log_format": log_format,
+                "settings": {},
                 "only_zygote": False,
                 "detaches": False,
             }

@@ -3,6 +3,7 @@
 mod app_broker;
 mod arguments;
 mod celery;
+mod configuration;
 mod console;
 mod demo;
 mod dlq;
@@ -15,13 +16,15 @@ mod worker;
 use std::process::ExitCode;
 
 use arguments::Command;
-use arguments::client::Report;
 use arguments::remote::Remote;
+use configuration::Stop;
 
 fn main() -> ExitCode {
-    let (arguments, user_words) = match arguments::parse(std::env::args_os()) {
+    let words: Vec<_> = std::env::args_os().collect();
+    let (arguments, user_words) = match configuration::command_line(&words) {
         Ok(parsed) => parsed,
-        Err(error) => {
+        Err(Stop::Failure(failure)) => return failure.report(),
+        Err(Stop::Words(error)) => {
             // Help and versions are no errors: clap knows where each belongs.
             drop(error.print());
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
@@ -61,7 +64,10 @@ fn main() -> ExitCode {
         Command::Events(events) => celery::become_celery(global, events),
         Command::Migrate(migrate) => celery::become_celery(global, migrate),
         Command::Amqp(amqp) => celery::become_celery(global, amqp),
-        Command::Report => celery::become_celery(global, &Report),
+        Command::Report => match configuration::report::run(global) {
+            Ok(status) => return status,
+            Err(failure) => failure,
+        },
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut arguments::visible(), "celeriac", &mut script);

@@ -10,6 +10,7 @@ use celeriac_protocol::TimeLimits;
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 
+use crate::slips::OwnSettings;
 use crate::task::{TaskOptions, time_limits};
 
 /// An app, as it is after `celeryd_after_setup`.
@@ -46,6 +47,9 @@ pub struct Description {
     pub signals: Vec<String>,
     /// Settings under their own names.
     pub settings: Settings,
+    /// What the app's own configuration has that is no setting.
+    #[serde(default)]
+    pub own_settings: OwnSettings,
     /// How to write log lines.
     pub logging: LogSettings,
     /// Ids of revoked tasks from the state database.

@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import Any
 
-from celeriac.host import queues, remote
+from celeriac.host import configuration, queues, remote
 from celeriac.host import worker as hosted
 from celeriac.host.errors import StartError
 from celeriac.host.options import umask
@@ -103,6 +103,7 @@ def describe(worker: Any) -> dict[str, Any]:
         "tasks": {name: _task(task, warnings) for name, task in app.tasks.items()},
         "signals": [name for name in SIGNALS if getattr(_celery_signals(), name).receivers],
         "settings": settings(app),
+        "own_settings": configuration.describe(worker.given.own(app)),
         "logging": _logging(worker),
         "revoked": _revoked(worker),
         "threads": [

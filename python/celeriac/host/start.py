@@ -63,20 +63,24 @@ def load(start: dict[str, Any]) -> Any:
     gc.disable()
     application.import_celery()
     application.put_workdir_on_path()
-    from celeriac.host import child, logs, urls
+    from celeriac.host import child, configuration, logs, urls
 
     # All of this stays: the collector need not go through it while the app is loaded, nor at its
     # end.
     gc.freeze()
     gc.enable()
     child.install_workloop()
+    given = configuration.Given(start["settings"])
+    given.install()
     app = application.find_app(start["app"])
     try:
         from celeriac.host.worker import create_worker
 
+        given.put_over(app)
         if start["log_format"] == "json":
             logs.set_up_as_json(app.log)
         worker = create_worker(app, start["options"])
+        worker.given = given
         if start["log_format"] == "json":
             logs.write_json()
         worker.after_setup()

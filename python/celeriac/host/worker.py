@@ -17,6 +17,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.utils.log import worker_logger as logger
 
+from celeriac.host.configuration import Given
 from celeriac.host.consumer import HostedAutoscaler, HostedConsumer, HostedPool, Parent
 from celeriac.host.errors import StartError
 
@@ -120,6 +121,8 @@ def hosted_worker_class(app: Any) -> type[Any]:
 
     class HostedWorker(base):  # type: ignore[misc]
         Blueprint = _WorkerBlueprint
+        #: Settings that the operator gave.
+        given = Given({})
 
         def setup_instance(self, **kwargs: Any) -> None:
             refuse_replaced_classes(self)

@@ -9,7 +9,6 @@ mod privileges;
 mod settings;
 mod signals;
 
-use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -18,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use celeriac_config::Description;
+use celeriac_config::layers::without_passwords;
 use celeriac_core::clock::{Clock, SystemClock};
 use celeriac_core::journal::{Journal, Level, Record};
 use celeriac_pool::prefork::{PreforkOptions, PreforkPool};
@@ -79,6 +79,7 @@ pub(crate) fn run(
         argv: argv(),
         environment: global.environment(),
         options,
+        settings: global.configuration.settings(),
         json_logs: arguments.log_format == LogFormat::Json,
         detaches: global.detached,
     };
@@ -117,7 +118,7 @@ async fn start_and_run(
         .brokers
         .iter()
         .all(|broker| broker.capabilities().tags_outlive_connections);
-    let environment = Environment::read();
+    let environment = Environment::read(global);
     let delays = description.settings.celeriac_delay_store.unwrap_or(true)
         && consumer
             .brokers
@@ -174,7 +175,7 @@ async fn start_and_run(
     if global.detached {
         detach::started().map_err(failed)?;
     }
-    write_notices(&description, arguments, &*journal);
+    write_notices(&description, global, arguments, &*journal);
     for warning in limited.warnings {
         journal.write(Record::new(Level::Warning, "celery.worker", warning));
     }
@@ -268,41 +269,26 @@ fn lock(path: &Path) -> Result<Pidfile, Failure> {
 }
 
 /// Says what the operator should know about the app and the options.
-fn write_notices(description: &Description, arguments: &WorkerArguments, journal: &dyn Journal) {
+fn write_notices(
+    description: &Description,
+    global: &Global,
+    arguments: &WorkerArguments,
+    journal: &dyn Journal,
+) {
     let threads = description.threads.iter().map(|thread| {
         format!(
             "The app started the thread {thread:?} while it was loaded. It lives on in the main \
              process; the processes that run tasks do not have it."
         )
     });
+    let configured = global.configuration.warnings().iter();
+    let configured = configured
+        .map(ToString::to_string)
+        .chain(description.own_settings.slips());
     let all = description.warnings.iter().cloned().chain(threads);
-    for notice in all.chain(arguments.notices()) {
+    for notice in all.chain(configured).chain(arguments.notices()) {
         journal.write(Record::new(Level::Warning, "celery.worker", notice));
     }
-}
-
-/// A word of the command line, any password of a URL in it masked.
-fn without_password(word: &str) -> String {
-    let mut shown = String::with_capacity(word.len());
-    let mut rest = word;
-    while let Some(at) = rest.find("://") {
-        let (scheme, after) = rest.split_at(at + "://".len());
-        shown.push_str(scheme);
-        // A list of URLs is separated by semicolons. A password may hold an `@` that is not
-        // quoted: everything up to the last one is masked.
-        let end = after.find(';').unwrap_or(after.len());
-        let (url, next) = after.split_at(end);
-        match url.rsplit_once('@') {
-            Some((credentials, address)) => {
-                let user = credentials.split_once(':').map_or("", |(user, _)| user);
-                let _ = write!(shown, "{user}:**@{address}");
-            }
-            None => shown.push_str(url),
-        }
-        rest = next;
-    }
-    shown.push_str(rest);
-    shown
 }
 
 /// Waits for what is left of the processes below this one: they would be nobody's after `exec`.
@@ -325,31 +311,10 @@ fn restart() -> Failure {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let shown: Vec<_> = arguments
         .iter()
-        .map(|word| without_password(&word.to_string_lossy()))
+        .map(|word| without_passwords(&word.to_string_lossy()))
         .collect();
     console::print(&format!("Restarting celery worker ({})\n", shown.join(" ")));
     let program = std::env::current_exe().unwrap_or_else(|_| "celeriac".into());
     let error = Command::new(program).args(arguments).exec();
     Failure::new(format!("The worker can't be started again: {error}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn passwords_are_masked() {
-        for (word, shown) in [
-            ("-b", "-b"),
-            ("redis://:secret@host/0", "redis://:**@host/0"),
-            (
-                "--broker=redis://u:se@cret@host",
-                "--broker=redis://u:**@host",
-            ),
-            ("redis://h/0;redis://:b@c/1", "redis://h/0;redis://:**@c/1"),
-            ("sqla+sqlite:///file.db", "sqla+sqlite:///file.db"),
-        ] {
-            assert_eq!(without_password(word), shown);
-        }
-    }
 }

@@ -22,6 +22,7 @@ use jiff::tz::TimeZone;
 use serde_json::{Map, Value, json};
 
 use crate::app_broker::{Unusable, brokers};
+use crate::arguments::Global;
 
 pub(super) mod limits;
 mod store;
@@ -48,9 +49,9 @@ pub(super) struct Environment {
 }
 
 impl Environment {
-    /// Those of this process.
-    pub(super) fn read() -> Self {
-        let variable = |name| std::env::var(name).ok();
+    /// Those of this process, or of `.env`.
+    pub(super) fn read(global: &Global) -> Self {
+        let variable = |name| global.variable([name]);
         Self {
             autoscale_keepalive: variable("AUTOSCALE_KEEPALIVE"),
             remap_sigterm: variable("REMAP_SIGTERM"),
