@@ -8,6 +8,7 @@ pub mod client;
 pub mod config;
 pub mod error;
 pub mod result;
+mod settings;
 
 pub use apply::Apply;
 pub use celeriac_protocol::Signature;

@@ -50,6 +50,9 @@ pub struct Description {
     /// What the app's own configuration has that is no setting.
     #[serde(default)]
     pub own_settings: OwnSettings,
+    /// Settings of those who send tasks and read results, under their own names.
+    #[serde(default)]
+    pub client: Map<String, Value>,
     /// How to write log lines.
     pub logging: LogSettings,
     /// Ids of revoked tasks from the state database.

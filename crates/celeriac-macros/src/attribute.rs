@@ -131,8 +131,13 @@ impl Attribute {
                 check_rate(&rate).map_err(|reason| Error::new_spanned(value, reason))?;
                 quote! { options.celery.rate_limit = ::core::option::Option::Some(#rate.to_owned()); }
             }
-            "acks_late" | "acks_on_failure" | "acks_on_timeout" | "reject_on_worker_lost"
-            | "ignore_result" | "store_errors_even_if_ignored" | "send_events" => {
+            "acks_late"
+            | "acks_on_failure"
+            | "acks_on_timeout"
+            | "reject_on_worker_lost"
+            | "ignore_result"
+            | "store_errors_even_if_ignored"
+            | "send_events" => {
                 let is_on = flag(name, value)?;
                 quote! { options.celery.#name = #is_on; }
             }
@@ -159,14 +164,20 @@ fn literal<'v>(name: &Ident, value: Option<&'v Expr>) -> Result<&'v Lit> {
     match value {
         Some(Expr::Lit(ExprLit { lit, .. })) => Ok(lit),
         Some(other) => Err(Error::new_spanned(other, format!("{name} takes a literal"))),
-        None => Err(Error::new_spanned(name, format!("{name} wants a value: {name} = …"))),
+        None => Err(Error::new_spanned(
+            name,
+            format!("{name} wants a value: {name} = …"),
+        )),
     }
 }
 
 fn text(name: &Ident, value: Option<&Expr>) -> Result<String> {
     match literal(name, value)? {
         Lit::Str(text) if !text.value().is_empty() => Ok(text.value()),
-        other => Err(Error::new_spanned(other, format!("{name} takes a text: {name} = \"…\""))),
+        other => Err(Error::new_spanned(
+            other,
+            format!("{name} takes a text: {name} = \"…\""),
+        )),
     }
 }
 
@@ -176,7 +187,10 @@ fn number<T: std::str::FromStr<Err: std::fmt::Display>>(
 ) -> Result<T> {
     match literal(name, value)? {
         Lit::Int(number) => number.base10_parse(),
-        other => Err(Error::new_spanned(other, format!("{name} takes a whole number"))),
+        other => Err(Error::new_spanned(
+            other,
+            format!("{name} takes a whole number"),
+        )),
     }
 }
 
@@ -187,7 +201,10 @@ fn flag(name: &Ident, value: Option<&Expr>) -> Result<bool> {
     }
     match literal(name, value)? {
         Lit::Bool(is_on) => Ok(is_on.value),
-        other => Err(Error::new_spanned(other, format!("{name} takes true or false"))),
+        other => Err(Error::new_spanned(
+            other,
+            format!("{name} takes true or false"),
+        )),
     }
 }
 

@@ -23,7 +23,10 @@ pub(crate) fn expand(attribute: &Attribute, mut function: ItemFn) -> Result<Toke
     let (output, is_fallible) = output(&function.sig.output);
     function.sig.ident = format_ident!("call");
 
-    let name = attribute.name.clone().unwrap_or_else(|| format!("@.{task}"));
+    let name = attribute
+        .name
+        .clone()
+        .unwrap_or_else(|| format!("@.{task}"));
     let shown = attribute.name.clone().unwrap_or_else(|| task.to_string());
     let statements = &attribute.statements;
     let described = arguments.iter().map(described);
@@ -130,7 +133,9 @@ fn read(task: &str, parameter: &Parameter) -> TokenStream {
         Some(Default::OfType) => quote! { <#of as ::core::default::Default>::default() },
         Some(Default::Value(value)) => quote! { ::core::convert::From::from(#value) },
         // It was bound: without a default it was given.
-        None => quote! { ::celeriac::private::read(#task, #word, ::celeriac::private::Value::Null)? },
+        None => {
+            quote! { ::celeriac::private::read(#task, #word, ::celeriac::private::Value::Null)? }
+        }
     };
     quote! {
         let #name: #of = match bound.next().flatten() {

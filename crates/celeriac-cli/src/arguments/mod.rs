@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::native::NativeApp;
 use celeriac_config::Configuration;
 use celeriac_config::layers::Layer;
 use clap::builder::Resettable;
@@ -106,6 +107,9 @@ pub(crate) struct Global {
     /// What is configured, with what is given here over it.
     #[arg(skip)]
     pub(crate) configuration: Arc<Configuration>,
+    /// The app in Rust that the program is.
+    #[arg(skip)]
+    pub(crate) native: Option<Arc<NativeApp>>,
 }
 
 /// Reads the command line.

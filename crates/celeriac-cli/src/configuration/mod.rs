@@ -13,6 +13,7 @@ use celeriac_config::Configuration;
 use celeriac_config::layers::{self, File, Known, Texts, WORKER_OPTIONS};
 use clap::CommandFactory as _;
 use clap::error::{ContextKind, ContextValue};
+use serde_json::{Map, Value};
 
 use crate::arguments::{self, Arguments, Command};
 use crate::failure::Failure;
@@ -62,6 +63,16 @@ pub(crate) fn command_line(words: &[OsString]) -> Result<(Arguments, Vec<String>
     }
     arguments.global.configuration = Arc::new(configuration);
     Ok((arguments, unknown))
+}
+
+/// The settings that are configured here, for a program that sends calls itself.
+///
+/// # Errors
+/// What is wrong, and where.
+pub(crate) fn settings() -> Result<Map<String, Value>, String> {
+    read(None)
+        .map(|configuration| configuration.settings())
+        .map_err(|failure| failure.to_string())
 }
 
 /// Whether a command has to do with an app.

@@ -4,8 +4,10 @@ mod banner;
 mod detach;
 mod hooks;
 mod meter;
+mod native;
 mod pidfile;
 mod privileges;
+mod rust;
 mod settings;
 mod signals;
 
@@ -20,15 +22,21 @@ use celeriac_config::Description;
 use celeriac_config::layers::without_passwords;
 use celeriac_core::clock::{Clock, SystemClock};
 use celeriac_core::journal::{Journal, Level, Record};
+use celeriac_core::pool::Pool;
 use celeriac_pool::prefork::{PreforkOptions, PreforkPool};
 use celeriac_pool::python::host::Becomes;
+use celeriac_pool::python::main::Service;
 use celeriac_pool::python::zygote::Zygote;
 use celeriac_pool::python::{Host, Main, StartOptions};
+use celeriac_pool::sys::seqpacket::SeqPacket;
 use celeriac_worker::Worker;
+use celeriac_worker::hooks::Hooks;
 use celeriac_worker::parts::{End, Lane, Parts};
 use celeriac_worker::vitals;
 use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, WaitStatus};
+use serde_json::{Map, Value};
+use tokio::sync::{Notify, mpsc};
 
 use crate::arguments::Global;
 use crate::arguments::worker::{LogFormat, WorkerArguments};
@@ -63,7 +71,13 @@ pub(crate) fn run(
     if global.detached {
         detach::leave_session();
     }
-    let python = interpreter(global.python.as_deref().or(arguments.executable.as_deref()))?;
+    // A program with tasks in Rust takes no Python unless it is asked for a Python app as well.
+    let python = match (&global.native, global.app()) {
+        (Some(_), None) => None,
+        _ => Some(interpreter(
+            global.python.as_deref().or(arguments.executable.as_deref()),
+        )?),
+    };
     if let Some(folder) = &global.workdir {
         std::env::set_current_dir(folder).map_err(|error| {
             Failure::new(format!("--workdir {}: {error}", folder.display()))
@@ -73,16 +87,16 @@ pub(crate) fn run(
     let mut options = arguments.options(user_words);
     options.insert("no_color".to_owned(), global.no_color().into());
     options.insert("quiet".to_owned(), global.quiet.into());
-    let start = StartOptions {
+    let start = python.map(|python| StartOptions {
         python,
         app: global.app(),
         argv: argv(),
         environment: global.environment(),
-        options,
-        settings: global.configuration.settings(),
+        options: options.clone(),
+        settings: settings_of(global),
         json_logs: arguments.log_format == LogFormat::Json,
         detaches: global.detached,
-    };
+    });
     celeriac_net::install_tls_provider();
     // One thread: what children say and what their ends say must be read in one place.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -90,7 +104,7 @@ pub(crate) fn run(
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("The worker can't start: {error}")))?;
-    let end = runtime.block_on(start_and_run(global, arguments, start))?;
+    let end = runtime.block_on(start_and_run(global, arguments, options, start))?;
     drop(runtime);
     if end.restarts {
         return Err(restart());
@@ -107,12 +121,30 @@ fn argv() -> Vec<String> {
     std::iter::once("celery".to_owned()).chain(own).collect()
 }
 
+/// The settings over those of a Python app: those of a program in Rust are below what is configured.
+fn settings_of(global: &Global) -> Map<String, Value> {
+    let configured = global.configuration.settings();
+    match &global.native {
+        Some(app) => app.settings_under(configured),
+        None => configured,
+    }
+}
+
 async fn start_and_run(
     global: &Global,
     arguments: &WorkerArguments,
-    start: StartOptions,
+    options: Map<String, Value>,
+    start: Option<StartOptions>,
 ) -> Result<End, Failure> {
-    let (description, host) = Host::start(&start, Becomes::MainAndZygote).await?;
+    let native = native::tasks(global)?;
+    let (mut description, host) = match &start {
+        Some(start) => {
+            let (description, host) = Host::start(start, Becomes::MainAndZygote).await?;
+            (description, Some(host))
+        }
+        None => (native::describe(global, &native, &options)?, None),
+    };
+    native.add_to(&mut description)?;
     let consumer = settings::consumer(&description, arguments.purge)?;
     let outlive = consumer
         .brokers
@@ -151,15 +183,16 @@ async fn start_and_run(
     let has_terminal = std::io::stdout().is_terminal();
     let orders = signals::watch(has_terminal).map_err(failed)?;
 
-    let host_pid = host.pid();
-    let (control, zygote) = host.split().await?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let (main, service, from_main) = Main::new(control);
+    let python = match host {
+        Some(host) => Some(Python::split(host).await?),
+        None => None,
+    };
     let journal = journal::open(
         &description.logging,
         arguments.log_format,
         Arc::clone(&clock),
-        &main,
+        python.as_ref().map(|python| &python.main),
     )
     .map_err(|error| {
         let file = description
@@ -197,32 +230,46 @@ async fn start_and_run(
         })?;
     }
     let size = description.worker.pool_size().0;
-    let pool_options = PreforkOptions {
-        size,
-        limits,
-        watch: settings::watch(&description),
-        start,
+    let running = native.start(&description, size, &clock, &journal)?;
+    let (mut main, mut serving, mut asked, mut main_died) = (None, None, None, None);
+    let (pool, hooks): (Box<dyn Pool>, Arc<dyn Hooks>) = match (python, start) {
+        (Some(python), Some(start)) => {
+            let pool_options = PreforkOptions {
+                size,
+                limits,
+                watch: settings::watch(&description),
+                start,
+            };
+            let (pool, main_forks) =
+                PreforkPool::new(pool_options, Zygote::new(python.zygote), Arc::clone(&clock))
+                    .map_err(failed)?;
+            let service = python.service;
+            let run = service.run(move || {
+                let main_forks = main_forks.clone();
+                async move { main_forks.fork().await }
+            });
+            serving = Some((tokio::spawn(run), python.pid));
+            (asked, main_died) = (Some(python.asked), Some(python.died));
+            let hooks = hooks::MainHooks(python.main.clone());
+            main = Some(python.main);
+            running.beside(Box::new(pool), hooks)
+        }
+        _ => running.alone().ok_or_else(|| {
+            Failure::new("The app has no tasks").with_hint("add some: App::task(…)")
+        })?,
     };
-    let (pool, main_forks) =
-        PreforkPool::new(pool_options, Zygote::new(zygote), Arc::clone(&clock)).map_err(failed)?;
-    let serving = tokio::spawn(service.run(move || {
-        let main_forks = main_forks.clone();
-        async move { main_forks.fork().await }
-    }));
     let remote = &description.remote;
     let heartbeat = remote.heartbeat.then(|| settings::heartbeat(&description));
     let bus = settings::bus(&description, consumer.brokers.clone());
     let end = Worker::run(Parts {
         options,
-        lanes: vec![Lane {
-            consumer,
-            pool: Box::new(pool),
-        }],
+        lanes: vec![Lane { consumer, pool }],
         bus,
         limit_store: limited.store,
-        hooks: Arc::new(hooks::MainHooks(main.clone())),
-        asked: from_main.asked,
-        main_died: from_main.died,
+        hooks,
+        // Without main nothing is asked.
+        asked: asked.unwrap_or_else(|| mpsc::channel(1).1),
+        main_died: main_died.unwrap_or_default(),
         journal,
         clock,
         orders,
@@ -237,7 +284,7 @@ async fn start_and_run(
         has_consumer_steps: description.has_consumer_steps,
     })
     .await;
-    if !end.at_once {
+    if let (false, Some(main), Some((serving, host_pid))) = (end.at_once, main, serving) {
         main.leave();
         if tokio::time::timeout(EXIT_HANDLERS, serving).await.is_err() {
             console::error(&format!(
@@ -250,6 +297,37 @@ async fn start_and_run(
         wait_for_processes().await;
     }
     Ok(end)
+}
+
+/// The processes of a Python app, and what main tells.
+struct Python {
+    pid: u32,
+    main: Main,
+    service: Service,
+    zygote: SeqPacket,
+    asked: mpsc::Receiver<(String, Map<String, Value>)>,
+    died: Arc<Notify>,
+}
+
+impl Python {
+    async fn split(host: Host) -> Result<Self, Failure> {
+        let pid = host.pid();
+        let (control, zygote) = host.split().await?;
+        let (main, service, from_main) = Main::new(control);
+        Ok(Self {
+            pid,
+            main,
+            service,
+            zygote,
+            asked: from_main.asked,
+            died: from_main.died,
+        })
+    }
+}
+
+/// Whether log lines are coloured: on a terminal, unless nobody wants it.
+fn has_colors(global: &Global) -> bool {
+    global.no_color() != Some(true) && std::io::stderr().is_terminal()
 }
 
 fn lock(path: &Path) -> Result<Pidfile, Failure> {
