@@ -197,14 +197,16 @@ impl Publisher for RedisPublisher {
             let keys = self.shared.keys.binding(&binding, &queue.name);
             commands.sadd(&keys.table, &keys.member).ignore();
             match queue.expires {
-                None => drop(commands.sadd(&keys.permanent, &keys.member).ignore()),
+                None => {
+                    commands.sadd(&keys.permanent, &keys.member).ignore();
+                }
                 Some(seconds) => {
                     let lasts = ((2000.0 * seconds) as i64).max(SHORTEST_BINDING);
                     let deadline = jiff::Timestamp::now().as_millisecond() + lasts;
                     let deadlines = &self.shared.keys.binding_deadlines;
                     let exchange = &binding.exchange.name;
                     let add = commands.cmd("ZADD").arg(deadlines).arg("GT");
-                    drop(add.arg(deadline).arg(exchange).ignore());
+                    add.arg(deadline).arg(exchange).ignore();
                 }
             }
             if binding.exchange.kind == ExchangeKind::Fanout {
