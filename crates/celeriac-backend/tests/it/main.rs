@@ -1,0 +1,6 @@
+//! Every result backend against the suite of `celeriac-testing`, and what is particular to each.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on panics")]
+
+mod memory;
+mod redis;
