@@ -96,6 +96,19 @@ impl Awaited {
         }
     }
 
+    /// The same, unless it was told before; answers with whether it was new.
+    pub(crate) fn tell_if_new(&self, id: &str, last: Meta) -> bool {
+        self.entries().by_id.get(id).is_some_and(|entry| {
+            entry.news.send_if_modified(|news| {
+                let is_new = !matches!(&news.last, Some(Ok(told)) if **told == last);
+                if is_new {
+                    news.last = Some(Ok(Arc::new(last)));
+                }
+                is_new
+            })
+        })
+    }
+
     /// From now on nothing is missed of this task.
     pub(crate) fn listen(&self, id: &str, generation: u64) {
         if let Some(entry) = self.entries().by_id.get(id) {

@@ -44,6 +44,12 @@ impl Keys {
         Ok(format!("{}{}", self.group, named(id, "group")?))
     }
 
+    /// The beginnings of all keys.
+    #[cfg(feature = "filesystem")]
+    pub(crate) fn prefixes(&self) -> [&str; 2] {
+        [&self.task, &self.group]
+    }
+
     /// The id of the task whose key this is.
     pub(crate) fn task_of<'k>(&self, key: &'k str) -> Option<&'k str> {
         key.strip_prefix(&self.task)

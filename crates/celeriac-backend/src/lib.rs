@@ -10,14 +10,25 @@
 mod awaited;
 mod chord;
 pub mod document;
+#[cfg(feature = "filesystem")]
+pub mod filesystem;
 mod keys;
 pub mod memory;
 pub mod open;
 mod options;
 mod payload;
+#[cfg(any(
+    feature = "filesystem",
+    feature = "mysql",
+    feature = "postgres",
+    feature = "sqlite"
+))]
+mod polling;
 pub mod python;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod retry;
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+pub mod sql;
 
 pub use open::open;

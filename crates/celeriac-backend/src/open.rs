@@ -16,6 +16,14 @@ pub fn open(url: &str, settings: Settings) -> Result<Arc<dyn Backend>, Error> {
         "redis" | "rediss" | "redis+socket" | "socket" | "sentinel" => {
             Ok(Arc::new(crate::redis::RedisBackend::new(url, settings)?))
         }
+        #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+        _ if scheme == "db" || scheme.starts_with("db+") => {
+            Ok(Arc::new(crate::sql::SqlBackend::new(url, settings)?))
+        }
+        #[cfg(feature = "filesystem")]
+        "file" => Ok(Arc::new(crate::filesystem::FilesystemBackend::new(
+            url, settings,
+        )?)),
         _ => Err(Error::new(
             ErrorKind::Configuration,
             format!("result_backend: {scheme:?} is not available"),
@@ -31,6 +39,14 @@ pub fn open(url: &str, settings: Settings) -> Result<Arc<dyn Backend>, Error> {
 const AVAILABLE: &[&str] = &[
     #[cfg(feature = "redis")]
     "redis://, rediss://, redis+socket://, sentinel://",
+    #[cfg(feature = "sqlite")]
+    "db+sqlite://",
+    #[cfg(feature = "postgres")]
+    "db+postgresql://",
+    #[cfg(feature = "mysql")]
+    "db+mysql://, db+mariadb://",
+    #[cfg(feature = "filesystem")]
+    "file://",
     "memory://",
 ];
 

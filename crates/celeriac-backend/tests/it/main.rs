@@ -2,5 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on panics")]
 
+mod filesystem;
 mod memory;
 mod redis;
+mod sql;

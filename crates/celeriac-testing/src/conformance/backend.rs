@@ -27,6 +27,16 @@ pub trait Fixture: Send + Sync {
         true
     }
 
+    /// Whether a moment keeps its fraction of a second.
+    fn keeps_microseconds(&self) -> bool {
+        true
+    }
+
+    /// Whether a result may be longer than 64 KiB.
+    fn keeps_long_results(&self) -> bool {
+        true
+    }
+
     /// Whether `result_extended` is on and its members are kept.
     fn keeps_extended(&self) -> bool {
         true
@@ -67,10 +77,9 @@ pub fn meta(id: &str, status: &str, result: Value) -> Meta {
         task_id: id.to_owned(),
         status: status.to_owned(),
         result,
-        children: json!([]),
-        // Databases keep microseconds.
+        // MariaDB's dates have no fractions.
         date_done: celeriac_core::backend::is_ready(status)
-            .then(|| "2026-11-22T01:26:37.994086Z".parse().unwrap()),
+            .then(|| "2026-11-22T01:26:37Z".parse().unwrap()),
         ..Meta::default()
     }
 }
@@ -123,6 +132,11 @@ async fn what_is_stored_is_found(fixture: &dyn Fixture) {
 
 async fn any_value_comes_back(fixture: &dyn Fixture) {
     let backend = fixture.open();
+    let length = if fixture.keeps_long_results() {
+        2000
+    } else {
+        500
+    };
     for value in [
         json!(null),
         json!(0),
@@ -135,7 +149,7 @@ async fn any_value_comes_back(fixture: &dyn Fixture) {
         json!({}),
         json!({"__type__": "datetime", "__value__": "2026-11-22T00:00:00"}),
         json!({"exc_type": "no exception"}),
-        json!(vec![json!({"k": "v".repeat(50)}); 2000]),
+        json!(vec![json!({"k": "v".repeat(50)}); length]),
     ] {
         let meta = meta(&id("value"), "SUCCESS", value);
         store(&*backend, &meta).await;
@@ -237,6 +251,9 @@ async fn failures_carry_exceptions(fixture: &dyn Fixture) {
 async fn relations_are_kept(fixture: &dyn Fixture) {
     let backend = fixture.open();
     let mut related = meta(&id("related"), "SUCCESS", json!(1));
+    if fixture.keeps_microseconds() {
+        related.date_done = Some("2026-11-22T01:26:37.994086Z".parse().unwrap());
+    }
     related.children = json!([
         [["child", null], null],
         [["g", null], [[["m", null], null]]]
