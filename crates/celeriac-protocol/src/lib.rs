@@ -9,6 +9,7 @@
 //! `celery.worker.request` (reading), `kombu.message` and `kombu.transport.virtual.base`.
 
 pub mod content;
+pub mod dumps;
 pub mod envelope;
 pub mod exception;
 pub mod head;
@@ -17,7 +18,9 @@ pub mod marks;
 pub mod message;
 pub mod rate;
 pub mod request;
+pub mod saferepr;
 pub mod signature;
+pub mod task_message;
 pub mod timestamp;
 
 pub use content::AcceptContent;
@@ -27,3 +30,4 @@ pub use marks::Marks;
 pub use message::{DeliveryInfo, Message};
 pub use rate::RateLimit;
 pub use signature::Signature;
+pub use task_message::TaskMessage;
