@@ -28,11 +28,11 @@ mod tables;
 mod turns;
 
 #[cfg(feature = "mysql")]
-mod mysql;
+pub mod mysql;
 #[cfg(feature = "postgres")]
-mod postgres;
+pub mod postgres;
 #[cfg(feature = "sqlite")]
-mod sqlite;
+pub mod sqlite;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -137,7 +137,7 @@ fn dialect(url: &ServerUrl) -> &str {
 
 /// The file that a URL of SQLite names, as SQLAlchemy counts slashes: three before a relative path,
 /// four before an absolute one.
-fn file(url: &ServerUrl) -> &Path {
+pub fn file(url: &ServerUrl) -> &Path {
     Path::new(url.path().strip_prefix('/').unwrap_or(url.path()))
 }
 
