@@ -32,6 +32,21 @@ impl AsyncResult {
         }
     }
 
+    /// The result of a call that was frozen with others.
+    pub(crate) fn frozen(
+        id: String,
+        parent: Option<AsyncResult>,
+        members: Option<Vec<AsyncResult>>,
+        backend: Option<Arc<dyn Backend>>,
+    ) -> Self {
+        Self {
+            id,
+            parent: parent.map(Arc::new),
+            members: members.map(Arc::from),
+            backend,
+        }
+    }
+
     /// The call's id; the group's, where there are members.
     pub fn id(&self) -> &str {
         &self.id
