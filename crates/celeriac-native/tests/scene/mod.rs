@@ -2,6 +2,10 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on panics")]
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "values are written where they are used"
+)]
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
