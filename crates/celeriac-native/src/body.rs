@@ -113,6 +113,22 @@ pub(crate) fn arguments(body: &[u8]) -> Option<Arguments> {
     Some(Arguments { args, kwargs })
 }
 
+/// The task that one of `celery.map` and its like calls; `None` where the body does not say.
+pub(crate) fn called(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Called {
+        task: String,
+    }
+    #[derive(Deserialize)]
+    struct Named {
+        task: Called,
+    }
+    #[derive(Deserialize)]
+    struct Parts(IgnoredAny, Named, IgnoredAny);
+    let Parts(_, named, _) = serde_json::from_slice(body).ok()?;
+    Some(named.task.task)
+}
+
 fn check_content(job: &Job, accepts: &Accepts) -> Result<(), Rejection> {
     let content_type = job.content_type.as_deref().unwrap_or_default();
     if content_type != JSON || !accepts.content.allows(Some(JSON)) {

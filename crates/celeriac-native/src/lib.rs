@@ -6,7 +6,9 @@
 //! brokers, and which message is run when, which the worker deals with.
 
 pub mod arguments;
+pub mod blocking;
 pub mod body;
+mod builtins;
 pub mod call;
 pub mod cancellation;
 pub mod context;
@@ -21,6 +23,7 @@ pub mod task;
 pub mod trace;
 
 pub use arguments::Arguments;
+pub use blocking::Blocking;
 pub use call::Call;
 pub use cancellation::{Cancellation, Cause};
 pub use context::Context;

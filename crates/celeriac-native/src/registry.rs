@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use celeriac_core::pool::Job;
 
+use crate::body;
+use crate::builtins::OF_OTHERS;
 use crate::task::Task;
 
 /// Tasks by name.
@@ -39,9 +41,14 @@ impl Registry {
         self.0.get(name)
     }
 
-    /// Whether this job is one of its tasks'.
+    /// Whether this job is one of its tasks'. One that calls another task, such as `celery.map`, is
+    /// only if that is here too.
     pub fn runs(&self, job: &Job) -> bool {
-        self.0.contains_key(&*job.task)
+        if !self.0.contains_key(&*job.task) {
+            return false;
+        }
+        !OF_OTHERS.contains(&&*job.task)
+            || body::called(&job.body).is_some_and(|name| self.0.contains_key(&name))
     }
 
     /// All tasks, by name.

@@ -3,8 +3,10 @@
 use std::fmt;
 
 use async_trait::async_trait;
+pub use celeriac_client::Apply;
+use celeriac_client::Client;
 use celeriac_protocol::Signature;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// Sends calls. May be used by many at once; a test has its own.
 #[async_trait]
@@ -14,15 +16,6 @@ pub trait Sender: Send + Sync {
     /// # Errors
     /// When it makes no sense, or may not have arrived.
     async fn apply(&self, signature: &Signature, with: Apply) -> Result<Sent, Unsent>;
-}
-
-/// What a call is given beside its signature: the arguments of `Signature.apply_async`.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Apply {
-    /// Arguments that go before the signature's own, unless it is immutable.
-    pub args: Vec<Value>,
-    /// Options by the names of `apply_async`, which replace the signature's own; null is no option.
-    pub options: Map<String, Value>,
 }
 
 /// A call that was sent.
@@ -50,3 +43,22 @@ impl fmt::Display for Unsent {
 }
 
 impl std::error::Error for Unsent {}
+
+#[async_trait]
+impl Sender for Client {
+    async fn apply(&self, signature: &Signature, with: Apply) -> Result<Sent, Unsent> {
+        match Self::apply(self, signature, with).await {
+            Ok(result) => Ok(Sent {
+                id: result.id().to_owned(),
+                tuple: result.as_tuple(),
+            }),
+            Err(error) => Err(Unsent {
+                is_operational: matches!(
+                    error,
+                    celeriac_client::Error::Broker(_) | celeriac_client::Error::Backend(_)
+                ),
+                reason: error.to_string(),
+            }),
+        }
+    }
+}

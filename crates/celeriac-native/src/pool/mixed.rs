@@ -59,7 +59,12 @@ impl Pool for MixedPool {
     }
 
     fn submit(&mut self, job: Job) {
-        if self.native.tracer().registry().runs(&job) {
+        let is_native = self.native.tracer().registry().runs(&job);
+        // What is beyond the places of both, neither knows alone.
+        let is_shared = is_native || self.native.load() > 0;
+        if is_shared && self.free() == 0 {
+            self.told.push_back(PoolEvent::Returned { key: job.key });
+        } else if is_native {
             self.native.submit(job);
         } else {
             self.python.submit(job);
@@ -97,7 +102,10 @@ impl Pool for MixedPool {
     }
 
     fn resize(&mut self, size: usize) -> usize {
-        let size = self.python.resize(size);
+        // Busy places stay, whichever of the two has their jobs.
+        let all = self.python.size();
+        let busy = all.saturating_sub(self.python.free()) + self.native.load();
+        let size = self.python.resize(size.max(busy.min(all)));
         self.native.resize(self.python.size());
         size
     }

@@ -56,9 +56,13 @@ impl Results {
         body: &Signature,
         results: Vec<Value>,
     ) -> Result<(), Error> {
+        // What the body says itself counts.
+        let mut options = call.descent(false);
+        options.retain(|name, _| body.options.get(name).is_none_or(Value::is_null));
         let with = Apply {
             args: vec![Value::Array(results)],
-            options: call.descent(false),
+            options,
+            ..Apply::default()
         };
         match self.sender().apply(body, with).await {
             Ok(_) => Ok(()),

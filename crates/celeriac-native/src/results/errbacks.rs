@@ -24,6 +24,7 @@ impl Results {
         let with = Apply {
             args: vec![json!(call.request.id)],
             options: call.descent(false),
+            ..Apply::default()
         };
         self.sender().apply(&group_of(&errbacks), with).await?;
         Ok(())

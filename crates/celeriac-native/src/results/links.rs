@@ -27,6 +27,7 @@ impl Results {
             Apply {
                 args: vec![result.clone()],
                 options,
+                ..Apply::default()
             }
         };
         // Of several callbacks, groups are sent one by one and the others as one group: that is what

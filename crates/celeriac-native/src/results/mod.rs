@@ -17,6 +17,7 @@ use celeriac_core::journal::{Journal, Level, Record};
 use celeriac_protocol::Exception;
 use serde_json::{Map, Value, json};
 
+pub(crate) use self::chord::dependency_raised;
 use self::store::Store;
 use crate::call::Call;
 use crate::error::Failure;

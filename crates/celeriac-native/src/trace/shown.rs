@@ -1,14 +1,14 @@
 //! Results and exceptions as Python shows them, for lines of the log and for monitors.
 
-use celeriac_protocol::{Exception, python};
+use celeriac_protocol::{Exception, python, saferepr};
 use serde_json::Value;
 
-/// The longest representation (`resultrepr_maxsize`).
-const LONGEST: usize = 1024;
+/// The longest representation of an exception, in bytes.
+const LONGEST: usize = 32 * 1024;
 
-/// A result.
+/// A result, as long as `resultrepr_maxsize` says by default.
 pub(crate) fn result(value: &Value) -> String {
-    shortened(python::repr(value))
+    saferepr::value(value)
 }
 
 /// An exception: `ValueError('boom', 42)`.
@@ -37,7 +37,8 @@ mod tests {
 
     #[test]
     fn what_is_long_is_cut_between_characters() {
-        let shown = result(&json!("é".repeat(2000)));
+        let long = Exception::builtin("ValueError", "é".repeat(LONGEST));
+        let shown = exception(&long);
         assert!(shown.len() <= LONGEST && shown.ends_with("..."));
         assert_eq!(result(&json!([1, null])), "[1, None]");
         let error = Exception {

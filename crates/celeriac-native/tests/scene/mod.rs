@@ -2,6 +2,10 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test that can't go on panics")]
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "values are written where they are used"
+)]
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -278,27 +282,10 @@ impl Scene {
 
     /// A call of a task, with `headers` and the third part of the body.
     pub fn job(&mut self, task: &str, args: Value, headers: Value, embed: Value) -> Job {
-        let key = RequestKey(self.next);
         self.next += 1;
-        let mut request: Map<String, Value> = serde_json::from_value(json!({
-            "id": "the-id", "task": task, "retries": 0, "hostname": "w@h",
-            "delivery_info": {"exchange": "", "routing_key": "celery", "priority": 3,
-                "redelivered": false},
-        }))
-        .unwrap();
-        request.extend(serde_json::from_value::<Map<_, _>>(headers).unwrap());
         Job {
-            key,
-            task: task.into(),
-            request: serde_json::to_string(&request).unwrap(),
-            body: serde_json::to_vec(&json!([args, {}, embed]))
-                .unwrap()
-                .into(),
-            content_type: Some("application/json".into()),
-            content_encoding: Some("utf-8".into()),
-            time_limits: TimeLimits::default(),
-            wants_result: true,
-            wants_exception: false,
+            key: RequestKey(self.next),
+            ..job(task, args, headers, embed)
         }
     }
 
@@ -316,6 +303,30 @@ impl Scene {
 
     pub fn sent(&self) -> Vec<(Signature, Apply)> {
         self.memory.sent.lock().unwrap().clone()
+    }
+}
+
+/// A call of a task, with `headers` and the third part of the body.
+pub fn job(task: &str, args: Value, headers: Value, embed: Value) -> Job {
+    let mut request: Map<String, Value> = serde_json::from_value(json!({
+        "id": "the-id", "task": task, "retries": 0, "hostname": "w@h",
+        "delivery_info": {"exchange": "", "routing_key": "celery", "priority": 3,
+            "redelivered": false},
+    }))
+    .unwrap();
+    request.extend(serde_json::from_value::<Map<_, _>>(headers).unwrap());
+    Job {
+        key: RequestKey(0),
+        task: task.into(),
+        request: serde_json::to_string(&request).unwrap(),
+        body: serde_json::to_vec(&json!([args, {}, embed]))
+            .unwrap()
+            .into(),
+        content_type: Some("application/json".into()),
+        content_encoding: Some("utf-8".into()),
+        time_limits: TimeLimits::default(),
+        wants_result: true,
+        wants_exception: false,
     }
 }
 

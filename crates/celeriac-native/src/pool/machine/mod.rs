@@ -7,6 +7,9 @@
 //! that is its end. A thread that can't be ended, and a future that does not yield, keep their place
 //! beyond it: the job is concluded, the place is not free.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
@@ -14,8 +17,8 @@ use celeriac_core::Evidence;
 use celeriac_core::pool::{Condition, Job, LossCause, PoolEvent, RequestKey};
 use celeriac_protocol::{TimeLimit, TimeLimits};
 
-use super::reports::End;
 use crate::cancellation::Cause;
+use crate::pool::reports::End;
 
 /// A job that found no place for so long goes back to the worker.
 pub(super) const RETURN_AFTER: Duration = Duration::from_millis(500);
@@ -423,7 +426,8 @@ impl Machine {
                 stuck_at: Some(before),
                 ..
             }) => {
-                let sooner = before.min(now.saturating_add(most));
+                // It was told to be dropped just now, perhaps.
+                let sooner = before.min(now.saturating_add(most.max(KILL_GRACE)));
                 self.change(key, |running| {
                     if let Some(ending) = &mut running.ending {
                         ending.stuck_at = Some(sooner);
