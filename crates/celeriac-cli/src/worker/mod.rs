@@ -5,6 +5,7 @@ mod detach;
 mod hooks;
 mod meter;
 mod pidfile;
+mod pools;
 mod privileges;
 mod settings;
 mod signals;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use celeriac_config::Description;
 use celeriac_config::layers::without_passwords;
+use celeriac_config::pools::Plan;
 use celeriac_core::clock::{Clock, SystemClock};
 use celeriac_core::journal::{Journal, Level, Record};
 use celeriac_pool::prefork::{PreforkOptions, PreforkPool};
@@ -71,6 +73,7 @@ pub(crate) fn run(
         })?;
     }
     let mut options = arguments.options(user_words);
+    let plan = pools::plan(&global.configuration, arguments, &mut options)?;
     options.insert("no_color".to_owned(), global.no_color().into());
     options.insert("quiet".to_owned(), global.quiet.into());
     let start = StartOptions {
@@ -90,7 +93,7 @@ pub(crate) fn run(
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("The worker can't start: {error}")))?;
-    let end = runtime.block_on(start_and_run(global, arguments, start))?;
+    let end = runtime.block_on(start_and_run(global, arguments, plan, start))?;
     drop(runtime);
     if end.restarts {
         return Err(restart());
@@ -110,9 +113,12 @@ fn argv() -> Vec<String> {
 async fn start_and_run(
     global: &Global,
     arguments: &WorkerArguments,
+    plan: Plan,
     start: StartOptions,
 ) -> Result<End, Failure> {
     let (description, host) = Host::start(&start, Becomes::MainAndZygote).await?;
+    let pools = pools::assign(plan, arguments, &description)?;
+    pools::refuse_several(&pools)?;
     let consumer = settings::consumer(&description, arguments.purge)?;
     let outlive = consumer
         .brokers
