@@ -8,10 +8,12 @@
 pub mod description;
 pub mod layers;
 mod misfit;
+pub mod pools;
 pub mod slips;
 pub mod task;
 
 pub use description::Description;
 pub use layers::Configuration;
 pub use misfit::{Misfit, read};
+pub use pools::{PoolKind, PoolSpec};
 pub use task::TaskOptions;

@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 from celery import bootsteps, signals
+from celery.exceptions import ImproperlyConfigured, SecurityError
 from celery.utils.log import worker_logger as logger
 
 from celeriac.host.configuration import Given
@@ -129,6 +130,7 @@ def hosted_worker_class(app: Any) -> type[Any]:
             self.timer = self.hub = self.semaphore = self.autoscaler = None
             self.parent = Parent()
             self.pool = HostedPool(0, self.parent)
+            self.pool_queues = kwargs.pop("pool_queues", [])
             autoscale = kwargs.get("autoscale")
             self.autoscale = tuple(autoscale) if autoscale else None
             super().setup_instance(**kwargs)
@@ -143,6 +145,18 @@ def hosted_worker_class(app: Any) -> type[Any]:
             consumer.blueprint = _ConsumerBlueprint(steps=self.app.steps["consumer"])
             consumer.blueprint.apply(consumer, **self.options)
             consumer.part_steps()
+
+        def setup_queues(self, include: Any, exclude: Any = None) -> None:
+            super().setup_queues(include, exclude)
+            queues = self.app.amqp.queues
+            for name in self.pool_queues:
+                try:
+                    queues.select_add(queues[name])
+                except KeyError as exc:
+                    raise ImproperlyConfigured(
+                        f"The queue {name!r} of a pool is none of task_queues, and none is made up: "
+                        "task_create_missing_queues is off."
+                    ) from exc
 
         def after_setup(self) -> None:
             """What Celery does between its set-up and its first step: ``Worker.on_start``."""
@@ -183,8 +197,6 @@ def hosted_worker_class(app: Any) -> type[Any]:
 
 def create_worker(app: Any, options: dict[str, Any]) -> Any:
     """Builds the worker as ``celery worker`` does; sends ``celeryd_init`` and ``worker_init``."""
-    from celery.exceptions import ImproperlyConfigured, SecurityError
-
     from celeriac.host import options as command_line
 
     arguments = command_line.worker_arguments(app, options)

@@ -135,7 +135,7 @@ fn read(folder: Option<&Path>) -> Result<Configuration, Failure> {
 fn file(folder: Option<&Path>, name: &str) -> Result<Option<File>, Failure> {
     let path = folder.map_or_else(|| name.into(), |folder| folder.join(name));
     // A folder `.env` is where many have their virtual environment.
-    if path.is_dir() {
+    if name == DOTENV && path.is_dir() {
         return Ok(None);
     }
     let shown = path.display().to_string();

@@ -6,6 +6,7 @@ mod hooks;
 mod meter;
 mod native;
 mod pidfile;
+mod pools;
 mod privileges;
 mod rust;
 mod settings;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use celeriac_config::Description;
 use celeriac_config::layers::without_passwords;
+use celeriac_config::pools::Plan;
 use celeriac_core::clock::{Clock, SystemClock};
 use celeriac_core::journal::{Journal, Level, Record};
 use celeriac_core::pool::Pool;
@@ -85,6 +87,7 @@ pub(crate) fn run(
         })?;
     }
     let mut options = arguments.options(user_words);
+    let plan = pools::plan(&global.configuration, arguments, &mut options)?;
     options.insert("no_color".to_owned(), global.no_color().into());
     options.insert("quiet".to_owned(), global.quiet.into());
     let start = python.map(|python| StartOptions {
@@ -104,7 +107,7 @@ pub(crate) fn run(
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("The worker can't start: {error}")))?;
-    let end = runtime.block_on(start_and_run(global, arguments, options, start))?;
+    let end = runtime.block_on(start_and_run(global, arguments, options, plan, start))?;
     drop(runtime);
     if end.restarts {
         return Err(restart());
@@ -134,6 +137,7 @@ async fn start_and_run(
     global: &Global,
     arguments: &WorkerArguments,
     options: Map<String, Value>,
+    plan: Plan,
     start: Option<StartOptions>,
 ) -> Result<End, Failure> {
     let native = native::tasks(global)?;
@@ -145,6 +149,8 @@ async fn start_and_run(
         None => (native::describe(global, &native, &options)?, None),
     };
     native.add_to(&mut description)?;
+    let pools = pools::assign(plan, arguments, &description)?;
+    pools::refuse_several(&pools)?;
     let consumer = settings::consumer(&description, arguments.purge)?;
     let outlive = consumer
         .brokers
