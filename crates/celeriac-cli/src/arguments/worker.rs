@@ -69,7 +69,7 @@ pub(crate) struct WorkerArguments {
     #[arg(short, long, env = "CELERY_WORKER_CONCURRENCY", help_heading = POOL)]
     #[arg(value_name = "NUMBER")]
     concurrency: Option<String>,
-    /// The kind of pool. This version has prefork.
+    /// The kind of pool: prefork (processes), solo, threads, gevent or asyncio.
     #[arg(short = 'P', long, env = "CELERY_WORKER_POOL", help_heading = POOL)]
     #[arg(default_value = "prefork")]
     pool: String,

@@ -20,7 +20,7 @@ use std::time::Duration;
 use celeriac_config::Description;
 use celeriac_core::clock::{Clock, SystemClock};
 use celeriac_core::journal::{Journal, Level, Record};
-use celeriac_pool::prefork::{PreforkOptions, PreforkPool};
+use celeriac_pool::prefork::{PoolKind, PreforkOptions, PreforkPool};
 use celeriac_pool::python::host::Becomes;
 use celeriac_pool::python::zygote::Zygote;
 use celeriac_pool::python::{Host, Main, StartOptions};
@@ -195,8 +195,15 @@ async fn start_and_run(
                 .with_hint("name a free address: --health-address HOST:PORT")
         })?;
     }
-    let size = description.worker.pool_size().0;
+    let kind = settings::pool_kind(&description)?;
+    let size = match kind {
+        // Whatever --concurrency says, as in Celery.
+        PoolKind::Solo => 1,
+        _ => description.worker.pool_size().0,
+    };
     let pool_options = PreforkOptions {
+        kind,
+        processes: 1,
         size,
         limits,
         watch: settings::watch(&description),

@@ -9,6 +9,8 @@ use celeriac_config::description::Remote;
 use celeriac_core::broker::Broker;
 use celeriac_core::bus::BusOptions;
 use celeriac_pool::memory::WatchOptions;
+use celeriac_pool::prefork::PoolKind;
+use celeriac_pool::prefork::kind::NoSuchPool;
 use celeriac_pool::prefork::machine::{Limits, MemoryLimits};
 use celeriac_protocol::{AcceptContent, RateLimit};
 use celeriac_worker::autoscale::Autoscale;
@@ -185,8 +187,9 @@ fn remote(description: &Description) -> RemoteOptions {
     let per_child = worker
         .max_tasks_per_child
         .map_or_else(|| json!("N/A"), |tasks| json!(tasks));
+    let kind: PoolKind = worker.pool.parse().unwrap_or_default();
     let pool_info = json!({
-        "implementation": "celery.concurrency.prefork:TaskPool",
+        "implementation": kind.implementation(),
         "max-tasks-per-child": per_child,
         "put-guarded-by-semaphore": false,
         "timeouts": [worker.soft_time_limit.clone().unwrap_or_else(|| 0.into()),
@@ -312,6 +315,18 @@ pub(super) fn consumer(
         purge,
         dead_letters: store::bounds(&description.settings)?,
     })
+}
+
+/// The pool's kind.
+pub(super) fn pool_kind(description: &Description) -> Result<PoolKind, Unusable> {
+    description
+        .worker
+        .pool
+        .parse()
+        .map_err(|error: NoSuchPool| Unusable {
+            message: format!("The pool can't be used: {error}."),
+            hint: Some("name one of them with --pool (worker_pool)".to_owned()),
+        })
 }
 
 /// Limits on the pool's processes.
