@@ -6,7 +6,7 @@ use std::time::Duration;
 use celeriac_core::backend;
 use serde_json::{Map, Value};
 
-use crate::config::{Config, PublishRetry};
+use crate::config::{Config, DeliveryMode, PublishRetry};
 use crate::error::Error;
 
 /// The beginnings of the names of settings that are a result backend's own.
@@ -45,14 +45,21 @@ impl Config {
             task_default_queue: read
                 .text("task_default_queue")?
                 .unwrap_or(defaults.task_default_queue),
-            task_default_priority: read
-                .number("task_default_priority")?
-                .map(|priority| priority.clamp(0.0, 255.0) as u8),
+            task_default_exchange: read.text("task_default_exchange")?,
+            task_default_routing_key: read.text("task_default_routing_key")?,
+            task_default_queue_type: read.text("task_default_queue_type")?,
+            task_create_missing_queues: read.get("task_create_missing_queues")
+                != Some(&Value::Bool(false)),
+            task_create_missing_queue_type: read.text("task_create_missing_queue_type")?,
+            task_queue_max_priority: read.small("task_queue_max_priority")?,
+            task_default_delivery_mode: match read.get("task_default_delivery_mode") {
+                Some(Value::String(mode)) if mode == "transient" => DeliveryMode::Transient,
+                Some(Value::Number(mode)) if mode.as_u64() == Some(1) => DeliveryMode::Transient,
+                _ => defaults.task_default_delivery_mode,
+            },
+            task_default_priority: read.small("task_default_priority")?,
             task_inherit_parent_priority: read.flag("task_inherit_parent_priority")?,
             task_ignore_result: read.flag("task_ignore_result")?,
-            result_chord_retry_interval: read
-                .number("result_chord_retry_interval")?
-                .unwrap_or(defaults.result_chord_retry_interval),
             task_publish_retry: read.publish_retry()?,
         })
     }
@@ -104,6 +111,12 @@ impl Settings<'_> {
                 _ => Self::wrong(name, value, "a number"),
             },
         }
+    }
+
+    /// A number up to 255.
+    fn small(&self, name: &str) -> Result<Option<u8>, Error> {
+        let number = self.number(name)?;
+        Ok(number.map(|number| number.clamp(0.0, 255.0) as u8))
     }
 
     fn flag(&self, name: &str) -> Result<bool, Error> {

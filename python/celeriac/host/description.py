@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import Any
 
-from celeriac.host import configuration, queues, remote
+from celeriac.host import configuration, pools, queues, remote
 from celeriac.host import worker as hosted
 from celeriac.host.errors import StartError
 from celeriac.host.options import umask
@@ -148,6 +148,7 @@ def _worker(worker: Any) -> dict[str, Any]:
         "hostname": worker.hostname,
         # What --loglevel says, whatever single loggers have.
         "loglevel": worker.loglevel,
+        "pool": pools.kind(worker.pool_cls),
         "concurrency": worker.concurrency,
         "autoscale": list(worker.autoscale) if worker.autoscale else None,
         "max_tasks_per_child": worker.max_tasks_per_child or None,

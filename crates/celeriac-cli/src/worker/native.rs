@@ -1,15 +1,16 @@
 //! Tasks that run in the worker's own process: those of a program in Rust, and what is declared in
 //! the configuration.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use bytestring::ByteString;
 use celeriac_client::{Client, Config};
 use celeriac_config::Description;
 use celeriac_core::clock::Clock;
 use celeriac_core::journal::Journal;
-use celeriac_core::pool::Pool;
 use celeriac_native::{
-    MixedPool, NativeOptions, NativePool, Registry, ResultSettings, Results, TraceSettings, Tracer,
+    NativeOptions, NativePool, Registry, ResultSettings, Results, TraceSettings, Tracer,
 };
 use celeriac_worker::hooks::Hooks;
 use serde_json::{Map, Value};
@@ -27,10 +28,14 @@ pub(super) struct NativeTasks {
     registry: Arc<Registry>,
 }
 
-/// What runs them.
-pub(super) struct Running {
+/// What they need of the worker to run.
+pub(super) struct Engine {
     registry: Arc<Registry>,
-    started: Option<(NativePool, NativeHooks)>,
+    client: Client,
+    settings: TraceSettings,
+    clock: Arc<dyn Clock>,
+    journal: Arc<dyn Journal>,
+    hostname: String,
 }
 
 /// The tasks of the program, and those that are declared in the configuration.
@@ -92,91 +97,92 @@ impl NativeTasks {
         Ok(())
     }
 
-    /// Starts what runs them, `size` at once; nothing where there are none.
+    /// Connects them with the app's broker and result backend; `None` where there are none.
     ///
     /// # Errors
     /// When a setting of the broker or the result backend can't be used.
-    pub(super) fn start(
+    pub(super) fn engine(
         &self,
         description: &Description,
-        size: usize,
         clock: &Arc<dyn Clock>,
         journal: &Arc<dyn Journal>,
-    ) -> Result<Running, Failure> {
-        let registry = Arc::clone(&self.registry);
-        if registry.is_empty() {
-            return Ok(Running {
-                registry,
-                started: None,
-            });
+    ) -> Result<Option<Engine>, Failure> {
+        if self.registry.is_empty() {
+            return Ok(None);
         }
         let config = Config::from_settings(&description.client)
             .map_err(|error| Failure::new(format!("A setting can't be used: {error}")))?;
-        let client = Client::new(config.clone())
+        let client = Client::new(config)
             .map_err(|error| Failure::new(format!("Tasks can't be sent: {error}")))?;
         let flag = |name: &str| description.client.get(name) == Some(&Value::Bool(true));
-        let results = || {
-            Results::new(
-                client.backend().cloned(),
-                Arc::new(client.clone()),
-                Arc::clone(clock),
-                Arc::clone(journal),
-                ResultSettings {
-                    extended: config.results.extended,
-                    inherit_parent_priority: config.task_inherit_parent_priority,
-                    ..ResultSettings::default()
-                },
-            )
-        };
-        let settings = TraceSettings {
-            track_started: flag("task_track_started"),
-            deduplicate_successful_tasks: flag("worker_deduplicate_successful_tasks"),
-            ..TraceSettings::default()
-        };
+        Ok(Some(Engine {
+            registry: Arc::clone(&self.registry),
+            client,
+            settings: TraceSettings {
+                track_started: flag("task_track_started"),
+                deduplicate_successful_tasks: flag("worker_deduplicate_successful_tasks"),
+                ..TraceSettings::default()
+            },
+            clock: Arc::clone(clock),
+            journal: Arc::clone(journal),
+            hostname: description.worker.hostname.clone(),
+        }))
+    }
+
+    /// Their names.
+    pub(super) fn names(&self) -> HashSet<ByteString> {
+        self.registry.iter().map(|(name, _)| name.into()).collect()
+    }
+}
+
+impl Engine {
+    /// What stores results; its writer runs on the runtime that this is called in.
+    fn results(&self) -> Results {
+        let config = self.client.config();
+        Results::new(
+            self.client.backend().cloned(),
+            Arc::new(self.client.clone()),
+            Arc::clone(&self.clock),
+            Arc::clone(&self.journal),
+            ResultSettings {
+                extended: config.results.extended,
+                inherit_parent_priority: config.task_inherit_parent_priority,
+                ..ResultSettings::default()
+            },
+        )
+    }
+
+    /// A pool for so many of them at once.
+    ///
+    /// # Errors
+    /// When threads can't be started.
+    pub(super) fn pool(&self, size: usize) -> Result<NativePool, Failure> {
         let options = NativeOptions {
             size,
             threads: None,
         };
-        let pool = NativePool::new(options, Arc::clone(clock), || {
-            Tracer::new(Arc::clone(&registry), results(), settings)
+        NativePool::new(options, Arc::clone(&self.clock), || {
+            let registry = Arc::clone(&self.registry);
+            Tracer::new(registry, self.results(), self.settings.clone())
         })
-        .map_err(|error| Failure::new(format!("Threads can't be started: {error}")))?;
-        let hooks = NativeHooks(Arc::new(Parts {
-            results: results(),
-            client: client.clone(),
-            clock: Arc::clone(clock),
-            hostname: description.worker.hostname.clone(),
+        .map_err(|error| Failure::new(format!("Threads can't be started: {error}")))
+    }
+
+    /// The hooks of a worker that has them, beside those of a Python app.
+    pub(super) fn hooks(&self, main: Option<MainHooks>) -> Arc<dyn Hooks> {
+        let native = NativeHooks(Arc::new(Parts {
+            results: self.results(),
+            client: self.client.clone(),
+            clock: Arc::clone(&self.clock),
+            hostname: self.hostname.clone(),
         }));
-        Ok(Running {
-            registry,
-            started: Some((pool, hooks)),
-        })
-    }
-}
-
-impl Running {
-    /// Beside tasks in Python.
-    pub(super) fn beside(
-        self,
-        python: Box<dyn Pool>,
-        main: MainHooks,
-    ) -> (Box<dyn Pool>, Arc<dyn Hooks>) {
-        match self.started {
-            None => (python, Arc::new(main)),
-            Some((pool, native)) => {
-                let hooks = MixedHooks {
-                    main,
-                    native,
-                    registry: self.registry,
-                };
-                (Box::new(MixedPool::new(python, pool)), Arc::new(hooks))
-            }
+        match main {
+            None => Arc::new(native),
+            Some(main) => Arc::new(MixedHooks {
+                main,
+                native,
+                registry: Arc::clone(&self.registry),
+            }),
         }
-    }
-
-    /// Without any; `None` where there is nothing to run.
-    pub(super) fn alone(self) -> Option<(Box<dyn Pool>, Arc<dyn Hooks>)> {
-        let (pool, hooks) = self.started?;
-        Some((Box::new(pool), Arc::new(hooks)))
     }
 }
