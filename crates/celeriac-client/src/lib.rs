@@ -11,6 +11,7 @@ pub mod error;
 mod outgoing;
 pub mod result;
 mod routes;
+mod settings;
 
 pub use apply::Apply;
 pub use canvas::{Canvas, chain, chord, chunks, group, map, starmap};
