@@ -4,12 +4,17 @@
 //! `celery.result`. Not for: running tasks.
 
 pub mod apply;
+pub mod canvas;
 pub mod client;
 pub mod config;
 pub mod error;
+mod outgoing;
 pub mod result;
+mod routes;
+mod settings;
 
 pub use apply::Apply;
+pub use canvas::{Canvas, chain, chord, chunks, group, map, starmap};
 pub use celeriac_protocol::Signature;
 pub use client::Client;
 pub use config::Config;

@@ -1,5 +1,6 @@
 //! Suites of behaviour.
 
+pub mod backend;
 pub mod broker;
 pub mod bus;
 pub mod dead_letters;
