@@ -30,6 +30,14 @@ pub use secret::{shown, without_passwords};
 pub use source::{Layer, Misconfigured, Problem, Source};
 pub use variables::Known;
 
+/// Variables that `celery.app.utils.Settings` reads before its own values, and their settings.
+const CELERY_VARIABLES: [(&str, &str); 4] = [
+    ("CELERY_BROKER_URL", "broker_url"),
+    ("CELERY_BROKER_READ_URL", "broker_read_url"),
+    ("CELERY_BROKER_WRITE_URL", "broker_write_url"),
+    ("CELERY_RESULT_BACKEND", "result_backend"),
+];
+
 /// A value in a layer.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -297,7 +305,26 @@ impl Configuration {
 
     /// The settings to put over the app's own, by their names.
     pub fn settings(&self) -> Map<String, Value> {
-        self.table(&[schema::CELERY])
+        let mut settings = self.table(&[schema::CELERY]);
+        for (setting, ..) in self.urls() {
+            settings.remove(setting);
+        }
+        settings
+    }
+
+    /// Variables that Celery itself reads, each over the setting that it stands for, and what counts
+    /// for it: whatever is in `app.conf` would not count.
+    pub fn celery_variables(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.urls().map(|(_, variable, url)| (variable, url))
+    }
+
+    fn urls(&self) -> impl Iterator<Item = (&'static str, &'static str, &str)> {
+        CELERY_VARIABLES.iter().filter_map(|(variable, setting)| {
+            let entry = self.get(&[schema::CELERY, setting])?;
+            let is_variable = entry.source.layer >= Layer::Dotenv;
+            let url = entry.value.as_str().filter(|_| is_variable)?;
+            Some((*setting, *variable, url))
+        })
     }
 
     /// The pools as they are declared, by their names.

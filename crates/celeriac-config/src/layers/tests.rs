@@ -102,6 +102,22 @@ fn the_command_line_is_over_all_layers() {
 }
 
 #[test]
+fn what_counts_for_a_url_is_in_the_variable_that_celery_reads() {
+    for (layer, text) in LAYERS {
+        let found = read(&[(layer, text)]).unwrap();
+        let variables: Vec<_> = found.celery_variables().collect();
+        let counts = found.text(&["celery", "broker_url"]).unwrap();
+        if layer.ends_with(".toml") {
+            assert!(variables.is_empty());
+            assert_eq!(found.settings()["broker_url"], counts);
+        } else {
+            assert_eq!(variables, [("CELERY_BROKER_URL", counts)]);
+            assert!(found.settings().is_empty());
+        }
+    }
+}
+
+#[test]
 fn tables_are_merged_and_all_else_is_replaced() {
     let found = read(&[
         (
