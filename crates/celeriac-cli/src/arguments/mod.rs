@@ -326,7 +326,7 @@ impl Global {
         .into_iter()
         .filter_map(|(name, value)| Some((name.to_owned(), value?.into())));
         // Over the others: it is known which of all layers counts.
-        let of_layers = self.configuration.celery_variables();
+        let of_layers = self.configuration.pythons_variables();
         let of_layers = of_layers.map(|(name, value)| (name.to_owned(), value.into()));
         of_file.chain(of_options).chain(of_layers).collect()
     }
