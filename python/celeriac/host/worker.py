@@ -154,7 +154,7 @@ def hosted_worker_class(app: Any) -> type[Any]:
                     queues.select_add(queues[name])
                 except KeyError as exc:
                     raise ImproperlyConfigured(
-                        f"The queue {name!r} of a pool is none of task_queues, and none is made up: "
+                        f"The queue {name!r} of a pool is none of task_queues, and is not made up: "
                         "task_create_missing_queues is off."
                     ) from exc
 
