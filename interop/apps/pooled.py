@@ -150,8 +150,8 @@ async def nap_async(seconds, name=""):
     return name
 
 
-app.task(nap.run, name="pooled.late_nap", acks_late=True)
-app.task(nap_async.run, name="pooled.late_nap_async", acks_late=True)
+late_nap = app.task(name="pooled.late_nap", acks_late=True)(nap.run)
+late_nap_async = app.task(name="pooled.late_nap_async", acks_late=True)(nap_async.run)
 
 
 @app.task

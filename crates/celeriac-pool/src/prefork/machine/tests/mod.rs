@@ -1,4 +1,5 @@
 mod memory;
+mod shared;
 
 use std::collections::HashMap;
 
