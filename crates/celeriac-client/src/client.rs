@@ -5,7 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use celeriac_core::backend::{Backend, Chords};
-use celeriac_core::broker::{self, ErrorKind};
+use celeriac_core::broker::{self, Broker, ErrorKind};
+use celeriac_core::bus::{BusOptions, BusSettings};
 use celeriac_core::publisher::{Published, Publisher};
 use celeriac_core::queue::Queue;
 use celeriac_protocol::Signature;
@@ -38,6 +39,8 @@ struct Inner {
     routes: Routes,
     publisher: Arc<dyn Publisher>,
     backend: Option<Arc<dyn Backend>>,
+    /// Where the bus is; none where only a publisher was given.
+    broker: Option<Arc<dyn Broker>>,
     origin: String,
 }
 
@@ -49,7 +52,7 @@ struct Plan {
 }
 
 impl Client {
-    /// A client of this broker. Connects to nothing yet.
+    /// A client of the broker and of the result backend that `config` names. Connects to nothing yet.
     ///
     /// # Errors
     /// When a URL or an option makes no sense.
@@ -61,7 +64,15 @@ impl Client {
             ..celeriac_broker::Options::default()
         };
         let broker = celeriac_broker::open(&config.broker_url, &options)?;
-        Self::over(config, broker.publisher()?, None)
+        let backend = config
+            .result_backend
+            .as_deref()
+            .filter(|url| !url.is_empty());
+        let backend = backend
+            .map(|url| celeriac_backend::open(url, config.results.clone()))
+            .transpose()?;
+        let publisher = broker.publisher()?;
+        Self::made(config, publisher, backend, Some(broker))
     }
 
     /// A client that sends with this publisher and finds results in this backend: the URLs of
@@ -74,11 +85,21 @@ impl Client {
         publisher: Arc<dyn Publisher>,
         backend: Option<Arc<dyn Backend>>,
     ) -> Result<Self, Error> {
+        Self::made(config, publisher, backend, None)
+    }
+
+    fn made(
+        config: Config,
+        publisher: Arc<dyn Publisher>,
+        backend: Option<Arc<dyn Backend>>,
+        broker: Option<Arc<dyn Broker>>,
+    ) -> Result<Self, Error> {
         let inner = Inner {
             routes: Routes::new(&config)?,
             config,
             publisher,
             backend,
+            broker,
             origin: origin(),
         };
         Ok(Self {
@@ -120,6 +141,31 @@ impl Client {
     /// The result of the call with this id.
     pub fn result(&self, id: impl Into<String>) -> AsyncResult {
         AsyncResult::new(id, self.inner.backend.clone())
+    }
+
+    /// Tells all workers not to begin these calls (`app.control.revoke`), and to terminate those that
+    /// run already if a signal is given, such as `TERM`.
+    ///
+    /// # Errors
+    /// When the broker can't be reached, has no remote control, or this client was made with a
+    /// publisher alone.
+    pub async fn revoke(&self, ids: &[String], terminate: Option<&str>) -> Result<(), Error> {
+        let unable = |why: &str| Error::Invalid(format!("calls can't be revoked: {why}"));
+        let Some(broker) = &self.inner.broker else {
+            return Err(unable("this client has a publisher and no broker"));
+        };
+        let options = BusOptions {
+            node: self.inner.origin.clone(),
+            settings: BusSettings::default(),
+            hears_commands: false,
+            hears_workers: false,
+        };
+        let Some(mut bus) = broker.open_bus(&options).await? else {
+            return Err(unable("this broker has no remote control"));
+        };
+        let command = crate::outgoing::revoke(ids, terminate)?;
+        bus.broadcast(&command).await?;
+        Ok(bus.close().await?)
     }
 
     /// Leaves broker and backend in order.

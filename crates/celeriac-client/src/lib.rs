@@ -12,6 +12,7 @@ mod outgoing;
 pub mod result;
 mod settings;
 mod routes;
+mod settings;
 
 pub use apply::Apply;
 pub use canvas::{Canvas, chain, chord, chunks, group, map, starmap};

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use celeriac_core::publisher::Published;
 use celeriac_core::queue::Queue;
-use celeriac_protocol::{TaskMessage, timestamp};
+use celeriac_protocol::dumps::dumps;
+use celeriac_protocol::{DeliveryInfo, Message, TaskMessage, timestamp};
 use jiff::{SignedDuration, Timestamp};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::canvas::apply::Call;
 use crate::canvas::node::one_or_many;
@@ -261,6 +262,31 @@ impl Sender<'_> {
         let moment = self.now.checked_add(wait).map_err(|_| wrong())?;
         Ok(isoformat(moment))
     }
+}
+
+/// The command of the remote control that revokes calls.
+pub(crate) fn revoke(ids: &[String], terminate: Option<&str>) -> Result<Message, Error> {
+    let arguments = json!({
+        "task_id": ids,
+        "terminate": terminate.is_some(),
+        "signal": terminate.map(|signal| format!("SIG{}", signal.trim_start_matches("SIG"))),
+    });
+    let command = json!({
+        "method": "revoke",
+        "arguments": arguments,
+        "destination": null,
+        "pattern": null,
+        "matcher": null,
+    });
+    let body = dumps(&command).map_err(|error| Error::Invalid(error.to_string()))?;
+    Ok(Message {
+        body: body.into(),
+        content_type: Some("application/json".into()),
+        content_encoding: Some("utf-8".into()),
+        headers: r#"{"clock": 0, "expires": 0}"#.into(),
+        properties: r#"{"delivery_mode": 2, "priority": 0}"#.into(),
+        delivery_info: DeliveryInfo::default(),
+    })
 }
 
 /// A moment as Python's `datetime.isoformat` writes it.

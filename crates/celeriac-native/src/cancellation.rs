@@ -100,9 +100,9 @@ impl Canceller {
     }
 
     /// Has the task's future be dropped; nobody deals with its end but who calls this. Answers with
-    /// false if the task had ended before.
+    /// false if the task had ended before, with an end that counts.
     pub(crate) fn lose(&self) -> bool {
-        self.over(&[OPEN, RAISED], LOST)
+        self.over(&[OPEN, RAISED], LOST) || self.decision.0.load(Acquire) == LOST
     }
 
     fn over(&self, from: &[u8], to: u8) -> bool {
@@ -133,8 +133,13 @@ impl Patience {
         self.order.borrow().cause
     }
 
-    /// Whether the end of the run, which it has come to, counts: from now on it can't be lost.
+    /// Whether the end of the run, which it has come to, counts: from now on it can't be lost. That of
+    /// a task which was revoked or is over its hard limit counts no more, even if it comes in time.
     pub(crate) fn counts(&self) -> bool {
+        if matches!(self.cause(), Some(Cause::Revoked | Cause::TimeLimit(_))) {
+            self.decision.change(&[OPEN, RAISED], LOST);
+            return false;
+        }
         self.decision.change(&[OPEN, RAISED], ENDED)
     }
 }
@@ -191,7 +196,12 @@ mod tests {
         assert!(canceller.raise() && !canceller.raise());
         assert_eq!(patience.ends().await, Cause::Revoked);
         assert!(canceller.lose());
-        assert!(!patience.counts() && !canceller.lose());
+        assert!(!patience.counts());
+
+        // It ends in time, and is lost all the same.
+        let (canceller, _, patience) = cancellation_of_run();
+        canceller.cancel(Cause::Revoked);
+        assert!(!patience.counts() && canceller.lose());
 
         let (canceller, _, patience) = cancellation_of_run();
         assert!(patience.counts());

@@ -1,13 +1,11 @@
 //! What the worker may rely on of every pool, it may of these.
 
-mod scene;
-
+use crate::scene::{Scene, Settings, task};
 use async_trait::async_trait;
 use celeriac_core::pool::{Job, Pool, RequestKey};
 use celeriac_native::{Context, MixedPool, Options};
 use celeriac_protocol::Exception;
 use celeriac_testing::conformance::pool::{self, Fixture, Work};
-use scene::{Scene, Settings, task};
 use serde_json::json;
 
 /// Tasks that do what the suite asks for.
@@ -39,7 +37,7 @@ fn job(key: RequestKey, work: Work) -> Job {
     };
     Job {
         key,
-        ..scene::job(name, json!([]), json!({"id": key.to_string()}), json!({}))
+        ..crate::scene::job(name, json!([]), json!({"id": key.to_string()}), json!({}))
     }
 }
 

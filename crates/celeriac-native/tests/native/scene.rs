@@ -1,7 +1,6 @@
 //! A native pool with a result backend and a sender that remember what they were asked.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
-#![allow(clippy::unwrap_used, reason = "a test that can't go on panics")]
+#![allow(unreachable_pub, reason = "nothing reaches into a test")]
 #![allow(
     clippy::needless_pass_by_value,
     reason = "values are written where they are used"
@@ -86,6 +85,8 @@ pub struct Memory {
     pub refuses: Mutex<Option<Unsent>>,
     pub lines: Mutex<Vec<String>>,
     pub batches: Mutex<Vec<usize>>,
+    pub replies: Mutex<Vec<(Option<String>, Option<String>)>>,
+    pub chords: Mutex<Option<Chords>>,
 }
 
 #[async_trait]
@@ -95,7 +96,7 @@ impl Backend for Memory {
     }
 
     fn chords(&self) -> Chords {
-        Chords::Counted
+        self.chords.lock().unwrap().unwrap_or(Chords::Counted)
     }
 
     async fn expect(&self, _id: &str) -> Result<(), backend::Error> {
@@ -113,6 +114,8 @@ impl Backend for Memory {
                 let kind = backend::ErrorKind::Refused;
                 return Err(backend::Error::new(kind, "it is too large"));
             }
+            let reply = (stored.reply_to.clone(), stored.correlation_id.clone());
+            self.replies.lock().unwrap().push(reply);
             let line = format!("store {} {}", meta.task_id, meta.status);
             self.log.lock().unwrap().push(line);
             self.metas
