@@ -25,6 +25,7 @@ const MODULES: &[(&str, &str)] = modules! {
     "celeriac.host.body": "host/body.py",
     "celeriac.host.child": "host/child.py",
     "celeriac.host.client": "host/client.py",
+    "celeriac.host.clients": "host/clients.py",
     "celeriac.host.configuration": "host/configuration.py",
     "celeriac.host.consumer": "host/consumer.py",
     "celeriac.host.control": "host/control.py",
