@@ -1,16 +1,16 @@
 //! A command that runs, as the worker sees it.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe::Receiver;
@@ -72,13 +72,15 @@ impl Keeper {
         // Keeps its ends of the pipes until it is dropped.
         drop(command);
         // It waits for its orders: its number still means it.
-        collect(keeper)?;
+        let keeper = rustix::process::Pid::from_raw(keeper as i32);
+        let keeper = keeper.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         own.set_nonblocking(true)?;
         let (reports, orders) = UnixStream::from_std(own)?.into_split();
         let mut running = Running {
             orders,
             reports: BufReader::new(reports).lines(),
             leader: None,
+            _collected: Collected(keeper),
         };
         running.send(spec).await?;
         let stdout = Receiver::from_owned_fd(stdout.into())?;
@@ -87,27 +89,32 @@ impl Keeper {
     }
 }
 
-/// Collects a child when it has ended, unless who collects all children is faster.
-fn collect(pid: u32) -> io::Result<()> {
-    let pid = rustix::process::Pid::from_raw(pid as i32).ok_or(io::ErrorKind::NotFound)?;
-    let handle = AsyncFd::new(pidfd_open(pid, PidfdFlags::NONBLOCK)?)?;
-    tokio::spawn(async move {
-        if handle.readable().await.is_ok() {
-            let _ = waitid(
-                WaitId::PidFd(std::os::fd::AsFd::as_fd(handle.get_ref())),
-                WaitIdOptions::EXITED,
-            );
-        }
-    });
-    Ok(())
-}
-
 /// A command that runs. Dropping it kills the command.
 #[derive(Debug)]
 pub struct Running {
     orders: OwnedWriteHalf,
     reports: Lines<BufReader<OwnedReadHalf>>,
     leader: Option<Pid>,
+    /// Behind the socket, whose end the keeper ends by.
+    _collected: Collected,
+}
+
+/// A keeper that is about to end when this is dropped, and is collected then, unless who collects
+/// all children of the worker is faster.
+#[derive(Debug)]
+struct Collected(Option<OwnedFd>);
+
+impl Drop for Collected {
+    fn drop(&mut self) {
+        let Some(keeper) = self.0.take() else {
+            return;
+        };
+        let wait = move || waitid(WaitId::PidFd(keeper.as_fd()), WaitIdOptions::EXITED);
+        // A machine without room for a thread keeps a zombie.
+        let _ = thread::Builder::new()
+            .name("keeper's end".to_owned())
+            .spawn(wait);
+    }
 }
 
 impl Running {
