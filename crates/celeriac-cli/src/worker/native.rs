@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use bytestring::ByteString;
 use celeriac_client::{Client, Config};
-use celeriac_config::Description;
+use celeriac_config::{Configuration, Description};
 use celeriac_core::clock::Clock;
 use celeriac_core::journal::Journal;
 use celeriac_native::{
-    NativeOptions, NativePool, Registry, ResultSettings, Results, TraceSettings, Tracer,
+    NativeOptions, NativePool, Registry, ResultSettings, Results, Task, TraceSettings, Tracer,
 };
 use celeriac_worker::hooks::Hooks;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::hooks::MainHooks;
@@ -22,6 +23,9 @@ use super::rust::mixed::MixedHooks;
 use super::settings_of;
 use crate::arguments::Global;
 use crate::failure::Failure;
+
+/// What `celery` exits with for a wrong command line.
+const EX_USAGE: u8 = 2;
 
 /// Tasks in Rust, and the app that they are of.
 pub(super) struct NativeTasks {
@@ -44,14 +48,69 @@ pub(super) struct Engine {
 /// When two have one name.
 pub(super) fn tasks(global: &Global) -> Result<NativeTasks, Failure> {
     let mut registry = Registry::default();
-    let own = global.native.iter().flat_map(|app| app.tasks.iter());
-    for task in own {
-        let registered = registry.register(Arc::clone(task));
+    let own = global
+        .native
+        .iter()
+        .flat_map(|app| app.tasks.iter().cloned());
+    let declared = declared(&global.configuration)?;
+    for task in own.chain(declared) {
+        let registered = registry.register(task);
         registered.map_err(|duplicate| Failure::new(duplicate.to_string()))?;
     }
     Ok(NativeTasks {
         registry: Arc::new(registry),
     })
+}
+
+/// The tasks that are declared as `[commands.NAME]` and `[containers.NAME]`.
+fn declared(configuration: &Configuration) -> Result<Vec<Arc<dyn Task>>, Failure> {
+    let mut tasks = Vec::new();
+    for (name, table) in configuration.commands() {
+        let options = read("commands", &name, &name, table)?;
+        tasks.push(celeriac_command::command(options).map_err(|error| unusable(&error))?);
+    }
+    for (name, table) in configuration.containers() {
+        // The name by which its callers know it (ome/ansible-role-celery-docker).
+        let task = match name.as_str() {
+            "run_docker" => "tasks.run_docker",
+            other => other,
+        };
+        tasks.push(container(&name, task, table)?);
+    }
+    Ok(tasks)
+}
+
+#[cfg(feature = "docker")]
+fn container(name: &str, task: &str, table: Value) -> Result<Arc<dyn Task>, Failure> {
+    let options = read("containers", name, task, table)?;
+    celeriac_container::run_docker(options).map_err(|error| unusable(&error))
+}
+
+#[cfg(not(feature = "docker"))]
+fn container(name: &str, _: &str, _: Value) -> Result<Arc<dyn Task>, Failure> {
+    let text = format!("[containers.{name}]: this program was built without containers");
+    Err(Failure::new(text).with_hint("build it with the feature `docker`"))
+}
+
+/// Reads a table of the configuration; the task is called `task` unless the table has a name.
+fn read<T: DeserializeOwned>(
+    section: &str,
+    name: &str,
+    task: &str,
+    mut table: Value,
+) -> Result<T, Failure> {
+    if let Value::Object(members) = &mut table {
+        members.entry("name").or_insert_with(|| task.into());
+    }
+    serde_json::from_value(table).map_err(|error| {
+        Failure::new(format!("[{section}.{name}] can't be used: {error}"))
+            .with_hint(format!("see docs/{section}.md for what may stand there"))
+            .with_status(EX_USAGE)
+    })
+}
+
+fn unusable(error: &impl std::fmt::Display) -> Failure {
+    Failure::new(format!("A declared task can't be used: {error}")).with_status(EX_USAGE)
 }
 
 /// What Python would tell of a program in Rust.
