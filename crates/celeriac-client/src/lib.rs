@@ -12,7 +12,6 @@ mod outgoing;
 pub mod result;
 mod settings;
 mod routes;
-mod settings;
 
 pub use apply::Apply;
 pub use canvas::{Canvas, chain, chord, chunks, group, map, starmap};
