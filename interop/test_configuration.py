@@ -338,7 +338,7 @@ def test_a_file_that_can_not_be_read_is_refused(project):
     (project.folder / "celeriac.toml").mkdir()
     ended = project.run("-A", "proj", "report")
     assert ended.returncode == 2
-    assert "celeriac.toml can't be read: " in ended.stderr
+    assert "celeriac.toml: it can't be read: " in ended.stderr
 
 
 @pytest.mark.parametrize(

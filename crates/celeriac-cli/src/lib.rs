@@ -25,6 +25,8 @@ use native::NativeApp;
 /// Carries out the command line, with the tasks of `app` if there is one: its commands need no Python
 /// unless the command line names a Python app as well (`-A`).
 pub fn main(app: Option<NativeApp>) -> ExitCode {
+    // Before there is a second thread: this process may be the keeper of a command.
+    celeriac_command::keeper::enter();
     let words: Vec<_> = std::env::args_os().collect();
     let (arguments, user_words) = match configuration::command_line(&words) {
         Ok(parsed) => parsed,

@@ -10,8 +10,8 @@ pub mod config;
 pub mod error;
 mod outgoing;
 pub mod result;
-mod settings;
 mod routes;
+mod settings;
 
 pub use apply::Apply;
 pub use canvas::{Canvas, chain, chord, chunks, group, map, starmap};

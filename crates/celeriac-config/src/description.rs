@@ -177,7 +177,10 @@ pub struct App {
 pub struct WorkerOptions {
     /// The node's name.
     pub hostname: String,
-    /// Number of pool processes.
+    /// The pool's name, `prefork` for `processes`.
+    #[serde(default = "prefork")]
+    pub pool: String,
+    /// Number of tasks at once: of processes in a prefork pool.
     pub concurrency: usize,
     /// Most and fewest pool processes, when they are scaled.
     pub autoscale: Option<(usize, usize)>,
@@ -199,6 +202,10 @@ pub struct WorkerOptions {
     pub statedb: Option<String>,
     /// The level on the command line, as Python's number.
     pub loglevel: u32,
+}
+
+fn prefork() -> String {
+    "prefork".to_owned()
 }
 
 impl WorkerOptions {

@@ -21,7 +21,7 @@ impl Arguments {
     ///
     /// # Errors
     /// A `TypeError` in Python's words when there are too many, too few, or unknown ones.
-    pub fn bind(self, task: &str, parameters: &[Parameter]) -> Result<Vec<Option<Value>>> {
+    pub fn bind(self, task: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Option<Value>>> {
         let type_error =
             |text: String| Error::from(Exception::builtin("TypeError", format!("{task}() {text}")));
         let given = self.args.len();
@@ -68,9 +68,9 @@ impl Arguments {
 
 /// One parameter of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Parameter {
+pub struct Parameter<'a> {
     /// Its name.
-    pub name: &'static str,
+    pub name: &'a str,
     /// Whether it may be left out.
     pub has_default: bool,
 }
@@ -101,7 +101,7 @@ mod tests {
 
     use super::*;
 
-    const ADD: [Parameter; 3] = [
+    const ADD: [Parameter<'_>; 3] = [
         Parameter {
             name: "x",
             has_default: false,

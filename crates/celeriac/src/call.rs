@@ -110,7 +110,11 @@ impl<T> Call<T> {
 
     fn append(mut self, name: &str, signature: Signature) -> Self {
         let signature = crate::private::argument(signature);
-        let links = self.signature.options.entry(name).or_insert_with(|| Value::Array(Vec::new()));
+        let links = self
+            .signature
+            .options
+            .entry(name)
+            .or_insert_with(|| Value::Array(Vec::new()));
         if let Value::Array(links) = links {
             links.push(signature);
         }

@@ -31,7 +31,9 @@ pub(crate) fn qualified(mut signature: Signature, app: &str) -> Signature {
 }
 
 fn qualify_members(members: &mut Map<String, Value>, app: &str) {
-    members.values_mut().for_each(|value| qualify_all(value, app));
+    members
+        .values_mut()
+        .for_each(|value| qualify_all(value, app));
 }
 
 fn qualify_all(value: &mut Value, app: &str) {
@@ -55,8 +57,10 @@ mod tests {
 
     #[test]
     fn all_tasks_of_a_signature_get_their_full_names() {
-        let leaf = |task: &str| json!({"task": task, "args": ["@.arg"], "kwargs": {}, "options": {},
-            "subtask_type": null, "immutable": false});
+        let leaf = |task: &str| {
+            json!({"task": task, "args": ["@.arg"], "kwargs": {}, "options": {},
+            "subtask_type": null, "immutable": false})
+        };
         let chord = |first: &str, second: &str, body: &str, link: &str| {
             json!({"task": "celery.chord", "args": [],
                 "kwargs": {"header": [leaf(first), leaf(second)], "body": leaf(body), "kwargs": {}},
@@ -64,6 +68,9 @@ mod tests {
         };
         let sent = serde_json::from_value(chord("@.add", "py.add", "@.total", "@.log")).unwrap();
         let expected = chord("proj.add", "py.add", "proj.total", "proj.log");
-        assert_eq!(serde_json::to_value(qualified(sent, "proj")).unwrap(), expected);
+        assert_eq!(
+            serde_json::to_value(qualified(sent, "proj")).unwrap(),
+            expected
+        );
     }
 }

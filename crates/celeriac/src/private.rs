@@ -32,7 +32,10 @@ pub fn argument(argument: impl Serialize) -> Value {
 /// A `TypeError` when it can't be JSON.
 pub fn to_value(value: &impl Serialize) -> Result<Value> {
     Ok(serde_json::to_value(value).map_err(|error| {
-        Exception::builtin("TypeError", format!("the task's result is no JSON: {error}"))
+        Exception::builtin(
+            "TypeError",
+            format!("the task's result is no JSON: {error}"),
+        )
     })?)
 }
 
@@ -40,8 +43,6 @@ pub fn to_value(value: &impl Serialize) -> Result<Value> {
 ///
 /// # Errors
 /// What it answers.
-pub async fn blocking(
-    work: impl FnOnce() -> Result<Value> + Send + 'static,
-) -> Result<Value> {
+pub async fn blocking(work: impl FnOnce() -> Result<Value> + Send + 'static) -> Result<Value> {
     celeriac_native::blocking::run(work).await
 }

@@ -21,9 +21,18 @@ fn app() -> App {
 
 #[tokio::main]
 async fn ask(app: App) -> Result<(), Box<dyn std::error::Error>> {
-    println!("2 + 3 = {}", app.send(add::s(2, 3)).await?.get::<i64>().await?);
-    let python = Call::<i64>::named("basic.add").arg(40).arg(2).queue("celery");
-    println!("40 + 2 = {}, says Python", app.send(python).await?.get::<i64>().await?);
+    println!(
+        "2 + 3 = {}",
+        app.send(add::s(2, 3)).await?.get::<i64>().await?
+    );
+    let python = Call::<i64>::named("basic.add")
+        .arg(40)
+        .arg(2)
+        .queue("celery");
+    println!(
+        "40 + 2 = {}, says Python",
+        app.send(python).await?.get::<i64>().await?
+    );
     Ok(())
 }
 
@@ -31,5 +40,11 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() != Some("ask") {
         return celeriac::run(app()); // The whole command line.
     }
-    ask(app()).map_or_else(|error| { eprintln!("{error}"); ExitCode::FAILURE }, |()| ExitCode::SUCCESS)
+    ask(app()).map_or_else(
+        |error| {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        },
+        |()| ExitCode::SUCCESS,
+    )
 }

@@ -73,7 +73,8 @@ def describe(own: Any) -> dict[str, Any]:
     from celery.app.defaults import _OLD_SETTING_KEYS, SETTING_KEYS
 
     prefix = own.prefix or ""
-    known = SETTING_KEYS | _OLD_SETTING_KEYS
+    # The last is what Celery notes there itself.
+    known = {*SETTING_KEYS, *_OLD_SETTING_KEYS, "deprecated_settings"}
     unknown = [
         name
         for name in own

@@ -12,7 +12,7 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from celeriac.host import application, processes, warmth
+from celeriac.host import application, pools, processes, warmth
 from celeriac.host.errors import StartError
 from celeriac.host.wire import Channel, Closed
 
@@ -61,7 +61,9 @@ def load(start: dict[str, Any]) -> Any:
     """The worker object of the app, after ``celeryd_after_setup``."""
     sys.argv[:] = start["argv"]
     gc.disable()
+    pools.prepare(start["options"].get("pool"))
     application.import_celery()
+    pools.make_known()
     application.put_workdir_on_path()
     from celeriac.host import child, configuration, logs, urls
 
@@ -106,13 +108,14 @@ def _is_import(exc: BaseException) -> bool:
 def _fork_zygote(channel: Channel, parent: socket.socket, worker: Any) -> None:
     """Forks the zygote so that the Rust parent, a subreaper, is its parent as well: should main
     die, or look after children of its own, the zygote is none of its business."""
-    first = os.fork()
+    fork, waitpid = pools.original("os", "fork"), pools.original("os", "waitpid")
+    first = fork()
     if first == 0:
-        if os.fork():
+        if fork():
             os._exit(0)
         channel.close()
         _become_zygote(parent, worker)
-    os.waitpid(first, 0)
+    waitpid(first, 0)
 
 
 def _become_zygote(parent: socket.socket, worker: Any) -> NoReturn:

@@ -18,6 +18,7 @@ from celery import bootsteps, signals
 from celery.exceptions import ImproperlyConfigured, SecurityError
 from celery.utils.log import worker_logger as logger
 
+from celeriac.host import pools
 from celeriac.host.configuration import Given
 from celeriac.host.consumer import HostedAutoscaler, HostedConsumer, HostedPool, Parent
 from celeriac.host.errors import StartError
@@ -29,7 +30,6 @@ REPLACED_CLASSES = {
     "worker_timer": None,
     "worker_agent": None,
 }
-PREFORK = ("prefork", "processes", "celery.concurrency.prefork:TaskPool")
 #: The names under which the Rust parent logs: ``crates/celeriac-worker/src/happening.rs``.
 PARENTS_LOGGERS = (
     "celery.apps.worker",
@@ -154,7 +154,7 @@ def hosted_worker_class(app: Any) -> type[Any]:
                     queues.select_add(queues[name])
                 except KeyError as exc:
                     raise ImproperlyConfigured(
-                        f"The queue {name!r} of a pool is none of task_queues, and none is made up: "
+                        f"The queue {name!r} of a pool is none of task_queues, and is not made up: "
                         "task_create_missing_queues is off."
                     ) from exc
 
@@ -229,13 +229,7 @@ def refuse_replaced_classes(worker: Any) -> None:
                 "celeriac does this work in its own process, which runs no Python.",
                 hint=f"remove {setting}, or run this app with `celery worker`",
             )
-    pool = worker.pool_cls
-    name = pool if isinstance(pool, str) else f"{pool.__module__}:{pool.__qualname__}"
-    if name not in PREFORK:
-        raise StartError(
-            f"The pool {name!r} is not available: this version of celeriac runs prefork pools.",
-            hint="use `--pool prefork`, or run this app with `celery worker`",
-        )
+    pools.kind(worker.pool_cls)
     strategies = sorted(
         f"{task.name} ({task.Strategy})"
         for task in worker.app.tasks.values()

@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use crate::native::NativeApp;
 use celeriac_config::Configuration;
-use celeriac_config::layers::Layer;
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -300,17 +299,6 @@ impl Global {
     /// that the variables of `.env`.
     pub(crate) fn environment(&self) -> Vec<(String, OsString)> {
         let given = |value: &Option<String>, names| value.clone().or_else(|| self.variable(names));
-        // Celery takes what such a variable says over whatever is in `app.conf`: that must be what
-        // counts among all of them.
-        let url = |name| {
-            let entry = self.configuration.get(&["celery", name])?;
-            let is_variable = entry.source.layer >= Layer::Dotenv;
-            entry
-                .value
-                .as_str()
-                .filter(|_| is_variable)
-                .map(str::to_owned)
-        };
         let skip_checks = self.skip_checks
             || self
                 .variable(["SKIP_CHECKS", "CELERY_SKIP_CHECKS"])
@@ -324,19 +312,15 @@ impl Global {
             ),
             (
                 "CELERY_BROKER_URL",
-                url("broker_url").or_else(|| given(&self.broker, ["BROKER_URL", "CELERY_BROKER"])),
+                given(&self.broker, ["BROKER_URL", "CELERY_BROKER"]),
             ),
             (
                 "CELERY_RESULT_BACKEND",
-                url("result_backend").or_else(|| {
-                    given(
-                        &self.result_backend,
-                        ["RESULT_BACKEND", "CELERY_RESULT_BACKEND"],
-                    )
-                }),
+                given(
+                    &self.result_backend,
+                    ["RESULT_BACKEND", "CELERY_RESULT_BACKEND"],
+                ),
             ),
-            ("CELERY_BROKER_READ_URL", url("broker_read_url")),
-            ("CELERY_BROKER_WRITE_URL", url("broker_write_url")),
             (
                 "CELERY_CONFIG_MODULE",
                 given(&self.config, ["CONFIG_MODULE", "CELERY_CONFIG"]),
@@ -345,7 +329,10 @@ impl Global {
         ]
         .into_iter()
         .filter_map(|(name, value)| Some((name.to_owned(), value?.into())));
-        of_file.chain(of_options).collect()
+        // Over the others: it is known which of all layers counts.
+        let of_layers = self.configuration.pythons_variables();
+        let of_layers = of_layers.map(|(name, value)| (name.to_owned(), value.into()));
+        of_file.chain(of_options).chain(of_layers).collect()
     }
 }
 

@@ -70,7 +70,7 @@ pub(crate) struct WorkerArguments {
     #[arg(short, long, env = "CELERY_WORKER_CONCURRENCY", help_heading = POOL)]
     #[arg(value_name = "NUMBER")]
     concurrency: Option<String>,
-    /// The kind of pool. This version has prefork. Or a pool with a name, of which there may be
+    /// The kind of pool: prefork (processes), solo, threads, gevent or asyncio. Or a pool with a name, of which there may be
     /// several: NAME=KIND:N@QUEUE,QUEUE, such as io=gevent:512@mail (N*M: N tasks at once in each of
     /// M processes).
     #[arg(short = 'P', long = "pool", id = "pool", env = "CELERY_WORKER_POOL")]

@@ -1,16 +1,11 @@
-//! The layers of the configuration, as they are found where a command runs; what they mean is
-//! decided by [`celeriac_config::layers`].
+//! The command line with the layers of the configuration below it: [`celeriac_config::layers`].
 
 pub(crate) mod report;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
-use celeriac_config::Configuration;
-use celeriac_config::layers::{self, File, Known, Texts, WORKER_OPTIONS};
+use celeriac_config::layers::{self, Known, WORKER_OPTIONS};
 use clap::CommandFactory as _;
 use clap::error::{ContextKind, ContextValue};
 use serde_json::{Map, Value};
@@ -18,10 +13,6 @@ use serde_json::{Map, Value};
 use crate::arguments::{self, Arguments, Command};
 use crate::failure::Failure;
 
-const FILE: &str = "celeriac.toml";
-const DOTENV: &str = ".env";
-/// The variable that names the environment: `celeriac.<APP_ENV>.toml` counts over `celeriac.toml`.
-const APP_ENV: &str = "APP_ENV";
 /// What `celery` exits with for a wrong command line.
 const EX_USAGE: u8 = 2;
 
@@ -41,7 +32,11 @@ pub(crate) fn command_line(words: &[OsString]) -> Result<(Arguments, Vec<String>
         return Ok((arguments, unknown));
     }
     let folder = arguments.global.workdir.as_deref();
-    let mut configuration = read(folder).map_err(Stop::Failure)?;
+    let mut configuration = layers::read(folder, variables()).map_err(|misconfigured| {
+        let text = format!("The configuration can't be used:\n{misconfigured}");
+        let hint = "mend these places: docs/configuration.md says what may stand where";
+        Stop::Failure(Failure::new(text).with_hint(hint).with_status(EX_USAGE))
+    })?;
     let options = configuration.worker_options();
     let defaults: Vec<_> = options
         .iter()
@@ -98,92 +93,20 @@ fn place_of(error: &clap::Error, options: &[(&str, String, &layers::Source)]) ->
     }
 }
 
-/// Reads all layers but the command line's, in a folder or the one that the command runs in.
-fn read(folder: Option<&Path>) -> Result<Configuration, Failure> {
-    let exported: BTreeMap<String, String> = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect();
-    let dotenv = file(folder, DOTENV)?;
-    let environment = match exported.get(APP_ENV) {
-        Some(name) => Some(name.clone()),
-        None => dotenv
-            .as_ref()
-            .and_then(|file| layers::variable_of(file, APP_ENV)),
-    };
-    // A path would be no part of a file's name.
-    let environment = environment.filter(|name| !name.is_empty() && !name.contains(['/', '\0']));
-    let environments_file = match environment {
-        Some(name) => file(folder, &format!("celeriac.{name}.toml"))?,
-        None => None,
-    };
-    let known = known_variables();
-    let texts = Texts {
-        file: file(folder, FILE)?,
-        environments_file,
-        dotenv,
-        exported,
-        known: &known,
-    };
-    layers::resolve(&texts).map_err(|misconfigured| {
-        Failure::new(format!("The configuration can't be used:\n{misconfigured}"))
-            .with_hint("mend these places: docs/configuration.md says what may stand where")
-            .with_status(EX_USAGE)
-    })
-}
-
-/// A file's text; `None` where there is no such file.
-fn file(folder: Option<&Path>, name: &str) -> Result<Option<File>, Failure> {
-    let path = folder.map_or_else(|| name.into(), |folder| folder.join(name));
-    // A folder `.env` is where many have their virtual environment.
-    if name == DOTENV && path.is_dir() {
-        return Ok(None);
-    }
-    let shown = path.display().to_string();
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(Some(File {
-            name: shown.into(),
-            text,
-        })),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Failure::new(format!("{shown} can't be read: {error}"))
-            .with_hint("let the user that the command runs as read it, or move it away")
-            .with_status(EX_USAGE)),
-    }
-}
-
-/// Variables with names of their own, each over those before it that stand for the same.
-fn known_variables() -> Vec<Known> {
-    let known = |variable: &str, path: [&str; 2]| Known {
-        variable: variable.to_owned(),
-        path: path
-            .into_iter()
-            .filter(|name| !name.is_empty())
-            .map(str::to_owned)
-            .collect(),
-    };
-    let mut all = vec![
-        known("CELERY_APP", ["app", ""]),
-        known("APP", ["app", ""]),
-        known("CELERIAC_PYTHON", ["python", ""]),
-        known("CELERY_BROKER_URL", ["celery", "broker_url"]),
-        known("CELERY_BROKER", ["celery", "broker_url"]),
-        known("BROKER_URL", ["celery", "broker_url"]),
-        known("CELERY_BROKER_READ_URL", ["celery", "broker_read_url"]),
-        known("CELERY_BROKER_WRITE_URL", ["celery", "broker_write_url"]),
-        known("CELERY_RESULT_BACKEND", ["celery", "result_backend"]),
-        known("RESULT_BACKEND", ["celery", "result_backend"]),
-    ];
+/// Variables that stand for options of the worker.
+fn variables() -> Vec<Known> {
     let command = Arguments::command();
     let worker = command.find_subcommand("worker");
     let options = worker.into_iter().flat_map(clap::Command::get_arguments);
+    let mut variables = Vec::new();
     for option in options {
         let name = option.get_id().as_str();
         let is_option = WORKER_OPTIONS.iter().any(|(known, _)| *known == name);
         if let Some(variable) = option.get_env().filter(|_| is_option) {
-            all.push(known(&variable.to_string_lossy(), ["worker", name]));
+            variables.push(Known::option(&variable.to_string_lossy(), name));
         }
     }
-    all
+    variables
 }
 
 #[cfg(test)]
@@ -208,7 +131,7 @@ mod tests {
 
     #[test]
     fn every_option_has_its_variable() {
-        let known = known_variables();
+        let known = variables();
         for (name, _) in WORKER_OPTIONS {
             let mut paths = known.iter().map(|known| &known.path);
             assert!(paths.any(|path| path[1..] == [*name]), "{name}");

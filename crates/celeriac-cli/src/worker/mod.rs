@@ -3,9 +3,11 @@
 mod banner;
 mod detach;
 mod hooks;
+mod lanes;
 mod meter;
 mod native;
 mod pidfile;
+mod pool;
 mod pools;
 mod privileges;
 mod rust;
@@ -24,11 +26,8 @@ use celeriac_config::layers::without_passwords;
 use celeriac_config::pools::Plan;
 use celeriac_core::clock::{Clock, SystemClock};
 use celeriac_core::journal::{Journal, Level, Record};
-use celeriac_core::pool::Pool;
-use celeriac_pool::prefork::{PreforkOptions, PreforkPool};
 use celeriac_pool::python::host::Becomes;
 use celeriac_pool::python::main::Service;
-use celeriac_pool::python::zygote::Zygote;
 use celeriac_pool::python::{Host, Main, StartOptions};
 use celeriac_pool::sys::seqpacket::SeqPacket;
 use celeriac_worker::Worker;
@@ -150,19 +149,15 @@ async fn start_and_run(
     };
     native.add_to(&mut description)?;
     let pools = pools::assign(plan, arguments, &description)?;
-    pools::refuse_several(&pools)?;
-    let consumer = settings::consumer(&description, arguments.purge)?;
-    let outlive = consumer
-        .brokers
+    let environment = Environment::read(global);
+    let lanes = lanes::lanes(&pools, &description, &environment, &native.names())?;
+    let brokers = settings::brokers_of(&description)?;
+    let outlive = brokers
         .iter()
         .all(|broker| broker.capabilities().tags_outlive_connections);
-    let environment = Environment::read(global);
     let delays = description.settings.celeriac_delay_store.unwrap_or(true)
-        && consumer
-            .brokers
-            .iter()
-            .all(|broker| broker.capabilities().delays);
-    let limited = settings::limits::limits(&description, &consumer.brokers)?;
+        && brokers.iter().all(|broker| broker.capabilities().delays);
+    let limited = settings::limits::limits(&description, &brokers)?;
     let options = settings::worker(
         &description,
         &environment,
@@ -170,8 +165,8 @@ async fn start_and_run(
         outlive,
         delays,
         &limited,
+        &lanes,
     )?;
-    let limits = settings::pool(&description)?;
     let daemon = &description.daemon;
     privileges::become_user(daemon.uid, daemon.gid).map_err(|error| {
         Failure::new(format!("The user can't be changed: {error}"))
@@ -235,41 +230,58 @@ async fn start_and_run(
                 .with_hint("name a free address: --health-address HOST:PORT")
         })?;
     }
-    let size = description.worker.pool_size().0;
-    let running = native.start(&description, size, &clock, &journal)?;
-    let (mut main, mut serving, mut asked, mut main_died) = (None, None, None, None);
-    let (pool, hooks): (Box<dyn Pool>, Arc<dyn Hooks>) = match (python, start) {
-        (Some(python), Some(start)) => {
-            let pool_options = PreforkOptions {
-                size,
-                limits,
-                watch: settings::watch(&description),
-                start,
-            };
-            let (pool, main_forks) =
-                PreforkPool::new(pool_options, Zygote::new(python.zygote), Arc::clone(&clock))
-                    .map_err(failed)?;
-            let service = python.service;
-            let run = service.run(move || {
-                let main_forks = main_forks.clone();
-                async move { main_forks.fork().await }
-            });
-            serving = Some((tokio::spawn(run), python.pid));
-            (asked, main_died) = (Some(python.asked), Some(python.died));
-            let hooks = hooks::MainHooks(python.main.clone());
-            main = Some(python.main);
-            running.beside(Box::new(pool), hooks)
-        }
-        _ => running.alone().ok_or_else(|| {
-            Failure::new("The app has no tasks").with_hint("add some: App::task(…)")
-        })?,
+    let engine = native.engine(&description, &clock, &journal)?;
+    let (python, zygote) = match python {
+        Some(Python {
+            zygote,
+            main,
+            pid,
+            service,
+            asked,
+            died,
+        }) => (Some((main, pid, service, asked, died)), Some(zygote)),
+        None => (None, None),
     };
+    let (made, forks) = pool::pools(
+        &lanes,
+        &description,
+        engine.as_ref(),
+        start.zip(zygote),
+        &clock,
+    )
+    .await?;
+    let mut parting = None;
+    let (mut asked, mut main_died, mut main_hooks) = (None, None, None);
+    if let (Some((main, pid, service, of_main, died)), Some(forks)) = (python, forks) {
+        let run = service.run(move || {
+            let forks = forks.clone();
+            async move { forks.fork().await }
+        });
+        (asked, main_died) = (Some(of_main), Some(died));
+        main_hooks = Some(hooks::MainHooks(main.clone()));
+        parting = Some((main, pid, tokio::spawn(run)));
+    }
+    let hooks = match (&engine, main_hooks) {
+        (Some(engine), main) => engine.hooks(main),
+        (None, Some(main)) => Arc::new(main) as Arc<dyn Hooks>,
+        (None, None) => {
+            return Err(Failure::new("The app has no tasks").with_hint("add some: App::task(…)"));
+        }
+    };
+    let consumers = lanes
+        .iter()
+        .map(|lane| settings::consumer(&description, &brokers, lane, arguments.purge))
+        .collect::<Result<Vec<_>, _>>()?;
     let remote = &description.remote;
     let heartbeat = remote.heartbeat.then(|| settings::heartbeat(&description));
-    let bus = settings::bus(&description, consumer.brokers.clone());
+    let bus = settings::bus(&description, brokers);
     let end = Worker::run(Parts {
         options,
-        lanes: vec![Lane { consumer, pool }],
+        lanes: consumers
+            .into_iter()
+            .zip(made)
+            .map(|(consumer, pool)| Lane { consumer, pool })
+            .collect(),
         bus,
         limit_store: limited.store,
         hooks,
@@ -290,7 +302,7 @@ async fn start_and_run(
         has_consumer_steps: description.has_consumer_steps,
     })
     .await;
-    if let (false, Some(main), Some((serving, host_pid))) = (end.at_once, main, serving) {
+    if let (false, Some((main, host_pid, serving))) = (end.at_once, parting) {
         main.leave();
         if tokio::time::timeout(EXIT_HANDLERS, serving).await.is_err() {
             console::error(&format!(

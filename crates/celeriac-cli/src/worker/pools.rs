@@ -104,18 +104,6 @@ pub(super) fn assign(
         .map_err(|wrong| unusable(&wrong))
 }
 
-/// Refuses several pools: nothing here runs more than one.
-pub(super) fn refuse_several(pools: &[PoolSpec]) -> Result<(), Failure> {
-    match pools {
-        [] | [_] => Ok(()),
-        several => {
-            let names: Vec<_> = several.iter().map(|pool| &*pool.name).collect();
-            let text = format!("This version runs one pool, not {}", names.join(" and "));
-            Err(Failure::new(text).with_hint("start a worker for each of them"))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::ffi::OsString;
@@ -162,7 +150,6 @@ mod tests {
         assert_eq!(pools, ["io=gevent:512@io_bound", "cpu=prefork:4"]);
         assert_eq!(options["pool_queues"], json!(["io_bound"]));
         assert!(!options.contains_key("queues"));
-        assert!(refuse_several(plan.declared()).is_err());
     }
 
     #[test]

@@ -51,6 +51,10 @@ fn masked(path: &[String], value: &Value) -> Value {
 }
 
 fn is_hidden(name: &str) -> bool {
+    // The name of a task, not of a setting.
+    if name.contains('.') {
+        return false;
+    }
     let name = name.to_lowercase();
     let is_key = name.contains("key") && !NO_KEYS.iter().any(|part| name.contains(part));
     is_key || HIDDEN.iter().any(|part| name.contains(part))
@@ -135,6 +139,11 @@ mod tests {
                 &["commands", "x", "environment", "A"],
                 json!("pw"),
                 r#""********""#,
+            ),
+            (
+                &["celery", "task_routes", "proj.api.mail", "queue"],
+                json!("a"),
+                r#""a""#,
             ),
             (&["celery", "task_acks_late"], json!(true), "true"),
         ] {

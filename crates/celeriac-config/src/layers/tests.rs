@@ -5,14 +5,10 @@ use serde_json::json;
 use super::*;
 
 fn known() -> Vec<Known> {
-    let known = |variable: &str, path: &[&str]| Known {
-        variable: variable.to_owned(),
-        path: path.iter().map(|name| (*name).to_owned()).collect(),
-    };
-    vec![
-        known("CELERY_BROKER_URL", &["celery", "broker_url"]),
-        known("CELERY_WORKER_CONCURRENCY", &["worker", "concurrency"]),
-    ]
+    let mut known = Known::of_celery();
+    known.push(Known::option("CELERY_WORKER_CONCURRENCY", "concurrency"));
+    known.push(Known::option("CELERIAC_MAX_MEMORY", "max_memory"));
+    known
 }
 
 /// Layers by the names of their files; `environment` has a variable a line.
@@ -98,6 +94,22 @@ fn the_command_line_is_over_all_layers() {
         let counts = found.get(&["celery", "broker_url"]).unwrap();
         assert_eq!(counts.value, json!("given"));
         assert_eq!(counts.source.to_string(), "command line (--broker)");
+    }
+}
+
+#[test]
+fn what_counts_for_a_url_is_in_the_variable_that_celery_reads() {
+    for (layer, text) in LAYERS {
+        let found = read(&[(layer, text)]).unwrap();
+        let variables: Vec<_> = found.pythons_variables().collect();
+        let counts = found.text(&["celery", "broker_url"]).unwrap();
+        if layer == ".env" || layer == "environment" {
+            assert_eq!(variables, [("CELERY_BROKER_URL", counts)]);
+            assert!(found.settings().is_empty());
+        } else {
+            assert!(variables.is_empty());
+            assert_eq!(found.settings()["broker_url"], counts);
+        }
     }
 }
 
@@ -305,4 +317,46 @@ fn nothing_secret_is_written_by_debug() {
     ];
     let found = read(&layers).unwrap();
     assert!(!format!("{found:?}").contains("secret"));
+}
+
+#[test]
+fn variables_that_nearly_have_a_name_are_told() {
+    let found = read(&[
+        (".env", "CELERY_WORKER_CONCURENCY=3"),
+        (
+            "environment",
+            "CELERIAC_MAX_MEMROY=1\nCELERIAC_MAX_MEMORY=1\nCELERIAC_SEED=1\nCELERY_WORKER_IMAGE=a\n\
+             WORKER=1",
+        ),
+    ]);
+    let found = found.unwrap();
+    let told: Vec<_> = found.warnings().iter().map(Problem::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            ".env:1 (CELERY_WORKER_CONCURENCY): nothing reads this variable (write \
+             CELERY_WORKER_CONCURRENCY)",
+            "environment (CELERIAC_MAX_MEMROY): nothing reads this variable (write \
+             CELERIAC_MAX_MEMORY)",
+        ]
+    );
+}
+
+#[test]
+fn the_example_of_the_documentation_is_a_configuration() {
+    let text = include_str!("../../../../docs/configuration.md");
+    let (_, example) = text.split_once("```toml\n").unwrap();
+    let (example, _) = example.split_once("```").unwrap();
+    let found = read(&[("celeriac.toml", example)]).unwrap();
+    assert!(found.warnings().is_empty(), "{:?}", found.warnings());
+    assert_eq!(found.pools()["io"]["concurrency"], 512);
+    let (_, variables) = text.split_once("```sh\nCELERIAC_").unwrap();
+    let (variables, _) = variables.split_once("```").unwrap();
+    let variables = format!("CELERIAC_{variables}").replace('\'', "");
+    let found = read(&[("environment", &variables)]).unwrap();
+    assert_eq!(found.settings()["task_acks_late"], true);
+    assert_eq!(
+        found.settings()["task_routes"]["proj.tasks.mail"]["queue"],
+        "mail"
+    );
 }

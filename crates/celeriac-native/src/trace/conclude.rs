@@ -202,7 +202,11 @@ impl Tracer {
             exception,
             traceback: None,
         })?;
-        let sent = self.results.sender().apply(&signature, Apply::default());
+        let with = Apply {
+            options: call.descent(self.results.settings().inherit_parent_priority),
+            ..Apply::default()
+        };
+        let sent = self.results.sender().apply(&signature, with);
         sent.await.map(drop).map_err(|error| unsent(&error))
     }
 

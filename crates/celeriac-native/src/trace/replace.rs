@@ -42,8 +42,6 @@ pub(super) fn replacement(call: &Call, signature: Signature) -> Result<Signature
         ("chord", json!(links.chord)),
         ("group_id", json!(request.group)),
         ("group_index", json!(request.group_index)),
-        ("root_id", json!(request.root_id)),
-        ("parent_id", json!(request.id)),
         ("replaced_task_nesting", nesting),
     ] {
         set(&mut whole, name, value);

@@ -229,10 +229,14 @@ async fn a_call_is_replaced_by_one_with_its_id_and_what_follows_it() {
     let (scene, outcome) = replaced(Signature::new("other"), embed).await;
     assert!(matches!(outcome, Outcome::Ignore(_)), "{outcome:?}");
     assert_eq!(scene.log(), ["send other"]);
-    let options = Value::Object(scene.sent()[0].0.options.clone());
+    let (sent, with) = scene.sent()[0].clone();
+    assert_eq!(
+        Value::Object(with.options),
+        json!({"root_id": "r", "parent_id": "the-id"})
+    );
+    let options = Value::Object(sent.options);
     for (name, value) in [
         ("task_id", json!("the-id")),
-        ("root_id", json!("r")),
         ("group_id", json!("g")),
         ("group_index", json!(1)),
         ("replaced_task_nesting", json!(2)),

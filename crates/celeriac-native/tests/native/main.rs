@@ -5,6 +5,7 @@
 
 mod bodies;
 mod builtins;
+mod canvas;
 mod chords;
 mod conformance;
 mod endings;

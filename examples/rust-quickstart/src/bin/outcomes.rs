@@ -44,7 +44,10 @@ async fn refuse(key: String) -> Result<()> {
 #[celeriac::task(retry, max_retries = 3, default_retry_delay = "100ms")]
 async fn stumble(context: Context, times: u32) -> Result<u32> {
     if context.retries() < times {
-        Err(Exception::builtin("OSError", format!("stumbled {}", context.retries())))?;
+        Err(Exception::builtin(
+            "OSError",
+            format!("stumbled {}", context.retries()),
+        ))?;
     }
     Ok(context.retries())
 }
@@ -76,6 +79,15 @@ async fn ignored() -> Result<()> {
 #[celeriac::main]
 fn app() -> App {
     let app = App::new("outcomes").set("task_default_queue", "rust");
-    let app = app.task(total).task(divide).task(panics).task(parse).task(refuse);
-    app.task(stumble).task(sleep).task(tidy).task(about).task(ignored)
+    let app = app
+        .task(total)
+        .task(divide)
+        .task(panics)
+        .task(parse)
+        .task(refuse);
+    app.task(stumble)
+        .task(sleep)
+        .task(tidy)
+        .task(about)
+        .task(ignored)
 }
