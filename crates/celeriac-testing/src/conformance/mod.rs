@@ -6,3 +6,4 @@ pub mod bus;
 pub mod dead_letters;
 pub mod delays;
 pub mod limits;
+pub mod publisher;
