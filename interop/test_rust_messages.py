@@ -130,7 +130,12 @@ def tree(result: Any) -> Any:
 
 def comparable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: comparable(one) for name, one in value.items() if name not in OWN}
+        members = {name: comparable(one) for name, one in value.items() if name not in OWN}
+        if isinstance(members.get("options"), dict):
+            # An option that is null is none.
+            options = members["options"].items()
+            members["options"] = {name: one for name, one in options if one is not None}
+        return members
     if isinstance(value, list):
         return [comparable(one) for one in value]
     return value
@@ -254,7 +259,9 @@ def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
         return [
             line
             for name in names
-            for line in differences(ours.get(name), theirs.get(name), f"{path}.{name}")
+            for line in differences(
+                ours.get(name, "nothing"), theirs.get(name, "nothing"), f"{path}.{name}"
+            )
         ]
     if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):
         if len(ours) == len(theirs):
