@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use celeriac_core::broker::{Delivery, ErrorKind, Fate, Session, Settlement, Want};
-use celeriac_core::publisher::{Published, Publisher};
+use celeriac_core::publisher::Published;
 use celeriac_core::queue::{Exchange, ExchangeKind, Queue};
 use celeriac_protocol::json;
 use tokio::time::{Instant, timeout_at};
