@@ -458,3 +458,59 @@ fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<String>, A::Error>
         _ => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use celeriac_core::pool::RequestKey;
+    use celeriac_protocol::TimeLimits;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn job(request: &str, body: Vec<u8>) -> Job {
+        Job {
+            key: RequestKey(1),
+            task: "t".into(),
+            request: request.to_owned(),
+            body: body.into(),
+            content_type: Some(JSON.into()),
+            content_encoding: Some("utf-8".into()),
+            time_limits: TimeLimits::default(),
+            wants_result: false,
+            wants_exception: false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_comes_is_too_much(request in ".*", body: Vec<u8>, zlib: bool) {
+            let plain = r#"{"id": "1"}"#;
+            let compressed = r#"{"id": "1", "compression": "zlib"}"#;
+            let known = if zlib { compressed } else { plain };
+            let accepts = Accepts::default();
+            let _ = read(&job(&request, body.clone()), &accepts);
+            let _ = read(&job(known, body), &accepts);
+        }
+
+        #[test]
+        fn what_looks_like_a_body_is_read_or_told(
+            args in "(\\[\\]|\\{\\}|null|7|\\[1\\])", kwargs in "(\\[\\]|\\{\\}|null|\"a\")",
+            embed in "(\\{\\}|null|7|\\{\"chain\": (null|7|\\[\\]|\\[7\\])\\})",
+        ) {
+            let body = format!("[{args}, {kwargs}, {embed}]");
+            let is_call = args.starts_with('[') && kwargs == "{}"
+                && !embed.contains('7');
+            match read(&job(r#"{"id": "1"}"#, body.into_bytes()), &Accepts::default()) {
+                Ok((call, arguments)) => {
+                    prop_assert!(is_call);
+                    // What is read again is the same.
+                    prop_assert_eq!(call.arguments(), arguments);
+                }
+                Err(rejection) => {
+                    prop_assert!(!is_call);
+                    prop_assert!(matches!(rejection, Rejection::Invalid(_)));
+                }
+            }
+        }
+    }
+}
