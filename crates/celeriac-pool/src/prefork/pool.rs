@@ -389,7 +389,10 @@ impl PreforkPool {
             }
         }
         let running = self.machine.running(number);
-        if let (Some(child), Some(job)) = (self.children.get(&number), running) {
+        if let (Some(child), Some(job)) = (self.children.get(&number), running)
+            // Of many jobs it is not known whose last words they are.
+            && !child.is_shared
+        {
             evidence.log = child.last_words(job);
         }
         self.machine.exited(number, &evidence, &unread, now);
@@ -514,16 +517,21 @@ impl Pool for PreforkPool {
     }
 
     fn resize(&mut self, size: usize) -> usize {
-        let now = self.now();
-        self.machine.resize(size, now);
-        self.act();
+        // Celery's solo has one process, and neither grows nor shrinks.
+        if self.kind != PoolKind::Solo {
+            let now = self.now();
+            self.machine.resize(size, now);
+            self.act();
+        }
         self.machine.size()
     }
 
     fn shrink(&mut self, by: usize) {
-        let now = self.now();
-        self.machine.shrink(by, now);
-        self.act();
+        if self.kind != PoolKind::Solo {
+            let now = self.now();
+            self.machine.shrink(by, now);
+            self.act();
+        }
     }
 
     fn restart(&mut self) {
