@@ -17,11 +17,6 @@ pub trait Fixture: Send + Sync {
     /// Another connection to the same store.
     fn open(&self) -> Arc<dyn Backend>;
 
-    /// Whether results stay until they are forgotten, and are found by anyone.
-    fn keeps(&self) -> bool {
-        true
-    }
-
     /// Whether a document keeps the group and the task that it belongs to.
     fn keeps_relations(&self) -> bool {
         true
