@@ -261,7 +261,9 @@ def test_states_of_all_kinds(store: Store) -> None:
     app.backend.store_result(result.id, {"done": 2}, "a state of its own")
     found = peer.get(result.id)
     assert (found["status"], found["result"]) == ("a state of its own", {"done": 2})
-    assert found["date_done"] is None
+    # SQLAlchemy gives a row that is updated the moment when that was.
+    if not store.celery_url.startswith("db+"):
+        assert found["date_done"] is None
 
 
 def test_children(store: Store) -> None:
@@ -279,7 +281,7 @@ def test_children(store: Store) -> None:
     ]
 
     task_id = str(uuid.uuid4())
-    request = Context(id=task_id, children=[AsyncResult("child", app=app)])
+    request = Context(id=task_id, _children=[AsyncResult("child", app=app)])
     app.backend.store_result(task_id, 1, "SUCCESS", request=request)
     assert peer.get(task_id)["children"] == [[["child", None], None]]
 
