@@ -32,6 +32,11 @@ pub trait Fixture: Send + Sync {
         true
     }
 
+    /// How many results are many: more than go into one command, where the server is a real one.
+    fn many(&self) -> usize {
+        1234
+    }
+
     /// Whether `result_extended` is on and its members are kept.
     fn keeps_extended(&self) -> bool {
         true
@@ -154,7 +159,7 @@ async fn any_value_comes_back(fixture: &dyn Fixture) {
 
 async fn many_are_stored_in_one_go(fixture: &dyn Fixture) {
     let backend = fixture.open();
-    let metas: Vec<Meta> = (0..1234)
+    let metas: Vec<Meta> = (0..fixture.many())
         .map(|number| meta(&id("many"), "SUCCESS", json!(number)))
         .collect();
     let all: Vec<Stored> = metas.iter().map(stored).collect();
