@@ -16,7 +16,7 @@ from celery.app import trace
 from celery.exceptions import Ignore, Reject
 
 from celeriac.exceptions import SoftMemoryLimitExceeded
-from celeriac.host import child
+from celeriac.host import child, jobs, report
 from celeriac.host.interrupted import Interrupted
 
 HOSTNAME = "tested@host"
@@ -91,8 +91,8 @@ class Parent:
         request.update(delivery_info={}, hostname=HOSTNAME, timelimit=[None, None])
         text = f'{json.dumps(request)[:-1]}, "header": {header}}}'.encode()
         raw = json.dumps([args, {}, {}]).encode() if body is None else body
-        flags |= child.IN_FILE if file else 0
-        head = child._JOB.pack(child.JOB, flags, 0, len(text), self._jobs)
+        flags |= jobs.IN_FILE if file else 0
+        head = jobs.JOB_HEAD.pack(jobs.JOB, flags, 0, len(text), self._jobs)
         if file:
             fd = os.memfd_create("body")
             os.write(fd, text + raw)
@@ -105,14 +105,14 @@ class Parent:
 
     def run(self) -> int:
         """Has the child do what was sent, and leave."""
-        self._ours.send(bytes([child.LEAVE]))
-        return child._workloop(self._worker)
+        self._ours.send(bytes([jobs.LEAVE]))
+        return child._take_one_by_one(self._worker)
 
     def done(self) -> tuple[int, int, float, bytes]:
         message = self._ours.recv(PARENTS_BUFFER, socket.MSG_DONTWAIT)
-        kind, outcome, job, seconds = child._DONE.unpack_from(message)
-        assert kind == child.DONE
-        return outcome, job, seconds, message[child._DONE.size :]
+        kind, outcome, job, seconds = report._DONE.unpack_from(message)
+        assert kind == report.DONE
+        return outcome, job, seconds, message[report._DONE.size :]
 
     def close(self) -> None:
         self._ours.close()
@@ -127,11 +127,11 @@ def parent(tasks):
 
 
 def test_jobs_are_done_in_order_until_the_child_is_told_to_leave(parent):
-    jobs = [parent.send("add", n, 1, flags=child.WANTS_RESULT) for n in range(3)]
+    jobs = [parent.send("add", n, 1, flags=report.WANTS_RESULT) for n in range(3)]
     assert parent.run() == 0
     for n, job in enumerate(jobs):
         outcome, number, seconds, detail = parent.done()
-        assert (outcome, number, detail) == (child.SUCCESS, job, str(n + 1).encode())
+        assert (outcome, number, detail) == (report.SUCCESS, job, str(n + 1).encode())
         assert seconds >= 0
 
 
@@ -142,9 +142,9 @@ def test_a_result_that_nobody_wants_is_not_sent(parent):
 
 
 def test_a_body_may_come_in_a_file(parent):
-    parent.send("add", "x" * 500_000, "y", file=True, flags=child.WANTS_RESULT)
+    parent.send("add", "x" * 500_000, "y", file=True, flags=report.WANTS_RESULT)
     parent.run()
-    assert parent.done()[0] == child.SUCCESS
+    assert parent.done()[0] == report.SUCCESS
 
 
 def test_a_child_leaves_after_its_last_job(parent):
@@ -158,15 +158,15 @@ def test_a_child_leaves_after_its_last_job(parent):
 
 def test_a_child_leaves_when_its_parent_is_gone(parent):
     parent._ours.close()
-    assert child._workloop(parent._worker) == 1
+    assert child._take_one_by_one(parent._worker) == 1
 
 
 def test_a_failure_comes_with_its_traceback_and_only_if_wanted_with_itself(parent):
     parent.send("fail", "boom")
-    parent.send("fail", "boom", flags=child.WANTS_EXCEPTION)
+    parent.send("fail", "boom", flags=report.WANTS_EXCEPTION)
     parent.run()
     outcome, _, _, detail = parent.done()
-    assert outcome == child.FAILURE and b"\0" not in detail
+    assert outcome == report.FAILURE and b"\0" not in detail
     failure = json.loads(detail)
     assert failure["exception"] == "ValueError('boom')"
     assert failure["traceback"].rstrip().endswith("ValueError: boom")
@@ -178,11 +178,11 @@ def test_a_failure_comes_with_its_traceback_and_only_if_wanted_with_itself(paren
 
 @pytest.mark.parametrize("text", ["x", "ü", "\U0001f40b", "\x01", '"', "\udcef"])
 def test_a_failure_of_any_length_and_letters_reaches_the_parent(parent, text):
-    parent.send("fail", text, 100_000, flags=child.WANTS_EXCEPTION)
-    parent.send("add", 1, 1, flags=child.WANTS_RESULT)
+    parent.send("fail", text, 100_000, flags=report.WANTS_EXCEPTION)
+    parent.send("add", 1, 1, flags=report.WANTS_RESULT)
     parent.run()
     outcome, _, _, detail = parent.done()
-    assert outcome == child.FAILURE
+    assert outcome == report.FAILURE
     failure = json.loads(detail.partition(b"\0")[0].decode("utf-8"))
     assert failure["exception"].startswith("ValueError(")
     # A lone surrogate is valid neither as UTF-8 nor as JSON outside of Python.
@@ -206,7 +206,7 @@ def test_a_task_that_exits_says_so_before_the_child_ends(parent, code, status):
     with pytest.raises(SystemExit):
         parent.run()
     outcome, _, seconds, detail = parent.done()
-    assert outcome == child.LEFT and math.isnan(seconds)
+    assert outcome == report.LEFT and math.isnan(seconds)
     found = json.loads(detail.partition(b"\0")[0])["status"]
     assert found == status and type(found) is int
 
@@ -217,7 +217,7 @@ def test_a_rejection_says_whether_to_requeue(parent, requeue):
     parent.run()
     outcome, _, _, detail = parent.done()
     text, _, pickled = detail.partition(b"\0")
-    assert outcome == child.REJECT
+    assert outcome == report.REJECT
     assert json.loads(text)["requeue"] is requeue
     assert pickled
 
@@ -226,12 +226,12 @@ def test_an_ignored_task_has_no_failure(parent):
     parent.send("ignore")
     parent.run()
     outcome, _, _, detail = parent.done()
-    assert (outcome, detail) == (child.IGNORE, b"{}")
+    assert (outcome, detail) == (report.IGNORE, b"{}")
 
 
 @pytest.mark.parametrize("task, args", [("ignore", ()), ("reject", (True,)), ("retry", ())])
 def test_what_is_no_failure_comes_with_the_exception_where_it_is_wanted(parent, task, args):
-    parent.send(task, *args, flags=child.WANTS_EXCEPTION)
+    parent.send(task, *args, flags=report.WANTS_EXCEPTION)
     parent.run()
     _, _, _, detail = parent.done()
     text, _, pickled = detail.partition(b"\0")
@@ -244,7 +244,7 @@ def test_a_retry_names_its_reason(parent):
     parent.send("retry")
     parent.run()
     outcome, _, _, detail = parent.done()
-    assert outcome == child.RETRY
+    assert outcome == report.RETRY
     assert json.loads(detail)["exception"] == "KeyError('k')"
 
 
@@ -256,7 +256,7 @@ def test_a_tracer_that_raises_is_told_apart(parent, monkeypatch):
     parent.send("add", 1, 1)
     parent.run()
     outcome, _, seconds, detail = parent.done()
-    assert outcome == child.RAISED and math.isnan(seconds)
+    assert outcome == report.RAISED and math.isnan(seconds)
     text, _, pickled = detail.partition(b"\0")
     assert json.loads(text)["exception"] == "OSError('full')"
     assert pickled
@@ -264,7 +264,7 @@ def test_a_tracer_that_raises_is_told_apart(parent, monkeypatch):
 
 @pytest.mark.parametrize(
     "body, expected",
-    [(b"{", child.UNDECODABLE), (b"\xff", child.UNDECODABLE), (b"[1]", child.INVALID)],
+    [(b"{", report.UNDECODABLE), (b"\xff", report.UNDECODABLE), (b"[1]", report.INVALID)],
 )
 def test_a_body_that_is_no_tasks_is_told_apart_and_the_next_job_is_done(parent, body, expected):
     parent.send("add", body=body)
@@ -273,7 +273,7 @@ def test_a_body_that_is_no_tasks_is_told_apart_and_the_next_job_is_done(parent, 
     outcome, _, _, detail = parent.done()
     assert outcome == expected
     assert json.loads(detail)["exception"]
-    assert parent.done()[0] == child.SUCCESS
+    assert parent.done()[0] == report.SUCCESS
 
 
 @pytest.mark.parametrize(
@@ -289,9 +289,9 @@ def test_a_request_that_cannot_be_read_is_undecodable_and_the_next_job_is_done(p
     parent.send("add", 1, 1)
     parent.run()
     outcome, _, _, detail = parent.done()
-    assert outcome == child.UNDECODABLE
+    assert outcome == report.UNDECODABLE
     assert json.loads(detail)["exception"]
-    assert parent.done()[0] == child.SUCCESS
+    assert parent.done()[0] == report.SUCCESS
 
 
 def test_a_soft_limit_hits_its_own_job_alone(tasks):
@@ -320,7 +320,7 @@ def test_an_interrupted_job_is_to_run_again_and_has_no_result(parent):
     parent.send("interrupted")
     parent.run()
     outcome, _, _, detail = parent.done()
-    assert outcome == child.REJECT
+    assert outcome == report.REJECT
     text, _, pickled = detail.partition(b"\0")
     assert json.loads(text)["requeue"] is True
     assert isinstance(pickle.loads(pickled).exception, Interrupted)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from celeriac.host import child
+from celeriac.host import child, jobs, report
 from celeriac.host.wire import Channel
 
 SOURCES = Path(__file__).resolve().parents[1] / "celeriac"
@@ -78,6 +78,7 @@ class Host:
                 "argv": ["celeriac", "worker"],
                 "options": {"loglevel": "INFO", "hostname": "one@host", **options},
                 "log_format": log_format,
+                "settings": {},
                 "only_zygote": False,
                 "detaches": False,
             }
@@ -216,7 +217,9 @@ def test_a_file_in_the_apps_folder_does_not_hide_the_standard_library(host, tmp_
     [
         ("app.conf.worker_consumer = 'mine:Consumer'", {}, "worker_consumer = 'mine:Consumer'"),
         ("app.conf.control_queue_durable = True", {}, "cannot both be True"),
-        ("", {"pool": "solo"}, "The pool 'solo' is not available"),
+        ("", {"pool": "eventlet"}, "The pool 'eventlet' is not available"),
+        ("", {"pool": "custom"}, "The pool 'custom' is not available"),
+        ("app.conf.worker_pool = 'gevent'", {}, "too late for gevent's patches"),
         ("", {"concurrency": "many"}, "Invalid value for '-c'"),
         ("@app.task(Strategy='mine:s')\ndef t(): pass", {}, "execution strategy of their own"),
         ("", {"logfile": "/no/such/folder/x.log"}, "'/no/such/folder/x.log' can't be opened"),
@@ -330,7 +333,8 @@ def fork_child(started: Host, page: int | None = None) -> tuple[socket.socket, i
     ours, childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(20)
     page = make_page() if page is None else os.dup(page)
-    request = json.dumps({"fork": "child", "number": 1, "index": 0}).encode()
+    order = {"fork": "child", "number": 1, "index": 0, "pool": "prefork"}
+    request = json.dumps(order).encode()
     socket.send_fds(started.zygote, [request], [childs.fileno(), page])
     childs.close()
     os.close(page)
@@ -348,12 +352,12 @@ def test_a_child_forked_from_the_zygote_does_a_job(host, tmp_path):
     assert zygote != started.process.pid
     ours, pid = fork_child(started)
     text = json.dumps({"task": "hosted.add", "id": "1", "celeriac": None}).encode()
-    head = child._JOB.pack(child.JOB, child.WANTS_RESULT | child.LAST, 0, len(text), 9)
+    head = jobs.JOB_HEAD.pack(jobs.JOB, report.WANTS_RESULT | child.LAST, 0, len(text), 9)
     ours.send(head + text + b"[[2, 3], {}, {}]")
     done = ours.recv(1000)
-    kind, outcome, job, _ = child._DONE.unpack_from(done)
-    assert (kind, outcome, job) == (child.DONE, child.SUCCESS, 9)
-    assert done[child._DONE.size :] == b"5"
+    kind, outcome, job, _ = report._DONE.unpack_from(done)
+    assert (kind, outcome, job) == (report.DONE, report.SUCCESS, 9)
+    assert done[report._DONE.size :] == b"5"
     exited = json.loads(started.zygote.recv(4096))
     assert exited.pop("peak") > 1000, "KiB"
     assert exited == {"exited": pid, "code": child.EX_RECYCLE}
@@ -443,7 +447,8 @@ def run_add(started: Host) -> int:
     """Has a child run the task ``hosted.add`` and end; returns its process."""
     ours, pid = fork_child(started)
     text = json.dumps({"task": "hosted.add", "id": "1", "celeriac": None}).encode()
-    ours.send(child._JOB.pack(child.JOB, child.LAST, 0, len(text), 9) + text + b"[[2, 3], {}, {}]")
+    head = jobs.JOB_HEAD.pack(jobs.JOB, child.LAST, 0, len(text), 9)
+    ours.send(head + text + b"[[2, 3], {}, {}]")
     ours.recv(PARENTS_BUFFER)
     assert json.loads(started.zygote.recv(4096))["exited"] == pid
     ours.close()
@@ -459,9 +464,9 @@ def test_a_child_stores_results_in_redis_with_one_request(host, server):
     ours, _ = fork_child(started)
     for number in range(3):
         request = json.dumps({"task": "hosted.add", "id": f"{number}", "celeriac": None}).encode()
-        head = child._JOB.pack(child.JOB, 0, 0, len(request), number + 1)
+        head = jobs.JOB_HEAD.pack(jobs.JOB, 0, 0, len(request), number + 1)
         ours.send(head + request + b"[[2, 3], {}, {}]")
-        assert child._DONE.unpack_from(ours.recv(PARENTS_BUFFER))[1] == child.SUCCESS
+        assert report._DONE.unpack_from(ours.recv(PARENTS_BUFFER))[1] == report.SUCCESS
         assert json.loads(server.client.get(f"celery-task-meta-{number}"))["result"] == 5
     # The first was sent twice: the server did not know the script.
     assert server.calls("evalsha", "eval", "multi") == [3, 1, 0]
@@ -484,7 +489,7 @@ def die():
     page = make_page()
     ours, pid = fork_child(started, page)
     request = json.dumps({"task": "hosted.die", "id": "1", "celeriac": None}).encode()
-    ours.send(child._JOB.pack(child.JOB, 0, 0, len(request), 9) + request + b"[[], {}, {}]")
+    ours.send(jobs.JOB_HEAD.pack(jobs.JOB, 0, 0, len(request), 9) + request + b"[[], {}, {}]")
     exited = json.loads(started.zygote.recv(4096))
     assert (exited["exited"], exited["signal"]) == (pid, 9)
     left = os.pread(page, 8192, mmap.PAGESIZE)

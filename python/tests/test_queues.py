@@ -6,8 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.exceptions import ImproperlyConfigured
 from celery.worker import control
 from kombu import Exchange, Queue, binding
+
+from celeriac.host.worker import hosted_worker_class
 
 
 def consumed(app: Any) -> list[str]:
@@ -75,3 +78,22 @@ def test_an_operator_is_shown_what_celery_shows(hosted, quiet_app, queue):
     consumer = SimpleNamespace(task_consumer=SimpleNamespace(queues=[queue]))
     (celerys,) = control.active_queues(SimpleNamespace(consumer=consumer))
     assert shown == celerys
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ["celery", "mail"]),
+        ({"queues": ["one"]}, ["mail", "one"]),
+        ({"exclude_queues": ["celery"]}, ["mail"]),
+    ],
+)
+def test_the_queues_of_pools_are_consumed_from_as_well(make_hosted, quiet_app, given, expected):
+    make_hosted(pool_queues=["mail"], **given)
+    assert consumed(quiet_app) == expected
+
+
+def test_a_pools_queue_that_there_is_not_is_refused(quiet_app):
+    quiet_app.conf.task_create_missing_queues = False
+    with pytest.raises(ImproperlyConfigured, match="The queue 'mail' of a pool"):
+        hosted_worker_class(quiet_app)(app=quiet_app, pool_queues=["mail"])

@@ -14,6 +14,7 @@
 mod addressed;
 #[cfg(feature = "amqp")]
 pub mod amqp;
+mod bindings;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 #[cfg(any(

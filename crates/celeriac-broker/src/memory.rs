@@ -15,11 +15,13 @@ use celeriac_core::broker::{
 };
 use celeriac_core::dead_letter::{Bounds, DeadLetter};
 use celeriac_core::limit::SharedLimitStore;
+use celeriac_core::publisher::{Published, Publisher};
 use celeriac_core::queue::Queue;
-use celeriac_protocol::Message;
+use celeriac_protocol::{DeliveryInfo, Message};
 use jiff::Timestamp;
 use tokio::sync::Notify;
 
+use crate::bindings::{Bindings, unroutable};
 use crate::limit::memory::MemoryLimits;
 
 /// Queues in memory.
@@ -34,6 +36,7 @@ struct Store {
     queues: Mutex<HashMap<Arc<str>, VecDeque<Message>>>,
     delayed: Mutex<Vec<Delayed>>,
     dead: Mutex<Vec<DeadLetter>>,
+    bindings: Mutex<Bindings>,
     arrived: Notify,
 }
 
@@ -48,6 +51,15 @@ impl Store {
 
     fn dead(&self) -> MutexGuard<'_, Vec<DeadLetter>> {
         self.dead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bindings(&self) -> MutexGuard<'_, Bindings> {
+        self.bindings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn declare(&self, queue: &Queue) {
+        self.bindings().declare(queue);
+        self.queues().entry(queue.name.as_str().into()).or_default();
     }
 
     /// Has messages come whose moment is there; tells how long until the next.
@@ -115,8 +127,62 @@ impl Broker for MemoryBroker {
         }))
     }
 
+    fn publisher(&self) -> Result<Arc<dyn Publisher>, Error> {
+        Ok(Arc::new(MemoryPublisher {
+            store: Arc::clone(&self.store),
+        }))
+    }
+
     fn limits(&self) -> Option<SharedLimitStore> {
         Some(Arc::new(self.limits.clone()))
+    }
+}
+
+struct MemoryPublisher {
+    store: Arc<Store>,
+}
+
+impl fmt::Debug for MemoryPublisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MemoryPublisher")
+    }
+}
+
+#[async_trait]
+impl Publisher for MemoryPublisher {
+    async fn declare(&self, queue: &Queue) -> Result<(), Error> {
+        self.store.declare(queue);
+        Ok(())
+    }
+
+    async fn publish(&self, messages: &[Published]) -> Result<(), Error> {
+        for published in messages {
+            let (exchange, routing_key) = (&published.exchange, &published.routing_key);
+            let bindings = self.store.bindings();
+            let queues = bindings.queues(exchange, routing_key);
+            let queues: Vec<Arc<str>> = queues.into_iter().map(Arc::from).collect();
+            drop(bindings);
+            if queues.is_empty() && published.mandatory {
+                return Err(unroutable(exchange, routing_key));
+            }
+            for queue in queues {
+                let message = Message {
+                    delivery_info: DeliveryInfo {
+                        exchange: Some(exchange.clone()),
+                        routing_key: Some(routing_key.clone()),
+                        priority: published.message.property("priority"),
+                        redelivered: false,
+                    },
+                    ..published.message.clone()
+                };
+                self.store.put(&queue, message, true);
+            }
+        }
+        Ok(())
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        Ok(())
     }
 }
 
@@ -168,10 +234,7 @@ impl Drop for MemorySession {
 #[async_trait]
 impl Session for MemorySession {
     async fn declare(&mut self, queue: &Queue) -> Result<(), Error> {
-        self.store
-            .queues()
-            .entry(queue.name.as_str().into())
-            .or_default();
+        self.store.declare(queue);
         Ok(())
     }
 

@@ -1,25 +1,20 @@
 //! The app's broker, for commands that need no worker: the app tells of it in its own interpreter.
 
 use std::fmt;
-use std::os::fd::AsRawFd as _;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use celeriac_broker::open::{self, open_all};
 use celeriac_config::description::{BrokerSettings, Settings};
 use celeriac_core::broker::{Broker, Session};
 use celeriac_core::queue::Queue;
-use celeriac_pool::python::client;
 use serde::Deserialize;
 
 use crate::arguments::Global;
+use crate::celery;
 use crate::failure::Failure;
-use crate::interpreter::interpreter;
 
 /// The command that `celeriac.host.client` adds to Celery's.
 const COMMAND: &str = "celeriac-broker";
-/// What stands before its answer, among all that the app may print.
-const ANSWER: &str = "celeriac-broker: ";
 
 /// A setting that can't be worked with.
 #[derive(Debug, PartialEq, Eq)]
@@ -58,27 +53,7 @@ pub(crate) struct AppBroker {
 impl AppBroker {
     /// Asks the app.
     pub(crate) fn of(global: &Global) -> Result<Self, Failure> {
-        let python = interpreter(global.python.as_deref())?;
-        let sources = client::sources()
-            .map_err(|error| Failure::new(format!("There is no memory for a program: {error}")))?;
-        let mut asked = Command::new(&python);
-        asked.args(["-c", client::LOADER, &sources.as_raw_fd().to_string()]);
-        asked.args(global.words()).arg(COMMAND);
-        let output = asked
-            .envs(global.environment())
-            .stderr(Stdio::inherit())
-            .output()
-            .map_err(|error| Failure::new(format!("{} can't be run: {error}", python.display())))?;
-        // What went wrong stands on standard error already.
-        let silent = || Failure::new("The app did not tell of its broker");
-        if !output.status.success() {
-            return Err(silent());
-        }
-        // The app may have something to say while it is imported, and when it ends.
-        let said = String::from_utf8_lossy(&output.stdout);
-        let mut lines = said.lines();
-        let answer = lines.find_map(|line| line.strip_prefix(ANSWER));
-        let answer = answer.ok_or_else(silent)?;
+        let (_, answer) = celery::ask(global, COMMAND)?;
         celeriac_config::read(answer.as_bytes())
             .map_err(|misfit| Failure::new(format!("The app's broker is not known: {misfit}")))
     }

@@ -1,6 +1,6 @@
 //! What stops a command, in words for the operator.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::process::ExitCode;
 
 use celeriac_pool::python::StartError;
@@ -53,6 +53,13 @@ impl Failure {
         }
         crate::console::error(&text);
         ExitCode::from(self.status)
+    }
+}
+
+impl fmt::Display for Failure {
+    /// In one line, for who is no operator.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

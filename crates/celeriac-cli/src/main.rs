@@ -1,74 +1,7 @@
 //! celeriac: runs your Celery app on a worker written in Rust.
 
-mod app_broker;
-mod arguments;
-mod celery;
-mod console;
-mod demo;
-mod dlq;
-mod failure;
-mod health;
-mod interpreter;
-mod journal;
-mod worker;
-
 use std::process::ExitCode;
 
-use arguments::Command;
-use arguments::client::Report;
-use arguments::remote::Remote;
-
 fn main() -> ExitCode {
-    let (arguments, user_words) = match arguments::parse(std::env::args_os()) {
-        Ok(parsed) => parsed,
-        Err(error) => {
-            // Help and versions are no errors: clap knows where each belongs.
-            drop(error.print());
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
-    };
-    let global = &arguments.global;
-    let failure = match &arguments.command {
-        Command::Worker(options) => match worker::run(global, options, &user_words) {
-            Ok(status) => return status,
-            Err(failure) => failure,
-        },
-        Command::Demo(options) => match demo::run(global, options) {
-            Ok(status) => return status,
-            Err(failure) => failure,
-        },
-        Command::Dlq(options) => match dlq::run(global, options) {
-            Ok(status) => return status,
-            Err(failure) => failure,
-        },
-        Command::Call(call) => celery::become_celery(global, call),
-        Command::Result(result) => celery::become_celery(global, result),
-        Command::Purge(purge) => celery::become_celery(global, purge),
-        Command::List(list) => celery::become_celery(global, list),
-        Command::Inspect(arguments) => {
-            let name = "inspect";
-            celery::become_celery(global, &Remote { name, arguments })
-        }
-        Command::Control(arguments) => {
-            let name = "control";
-            celery::become_celery(global, &Remote { name, arguments })
-        }
-        Command::Status(status) => celery::become_celery(global, status),
-        Command::Health(health) => match health::command::run(health) {
-            Ok(status) => return status,
-            Err(failure) => failure,
-        },
-        Command::Events(events) => celery::become_celery(global, events),
-        Command::Migrate(migrate) => celery::become_celery(global, migrate),
-        Command::Amqp(amqp) => celery::become_celery(global, amqp),
-        Command::Report => celery::become_celery(global, &Report),
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut arguments::visible(), "celeriac", &mut script);
-            // Whoever reads it may have seen enough.
-            console::print(&String::from_utf8_lossy(&script));
-            return ExitCode::SUCCESS;
-        }
-    };
-    failure.report()
+    celeriac_cli::main(None)
 }

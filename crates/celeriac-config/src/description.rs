@@ -10,6 +10,7 @@ use celeriac_protocol::TimeLimits;
 use serde::Deserialize;
 use serde_json::{Map, Number, Value};
 
+use crate::slips::OwnSettings;
 use crate::task::{TaskOptions, time_limits};
 
 /// An app, as it is after `celeryd_after_setup`.
@@ -46,6 +47,12 @@ pub struct Description {
     pub signals: Vec<String>,
     /// Settings under their own names.
     pub settings: Settings,
+    /// What the app's own configuration has that is no setting.
+    #[serde(default)]
+    pub own_settings: OwnSettings,
+    /// Settings of those who send tasks and read results, under their own names.
+    #[serde(default)]
+    pub client: Map<String, Value>,
     /// How to write log lines.
     pub logging: LogSettings,
     /// Ids of revoked tasks from the state database.
@@ -170,7 +177,10 @@ pub struct App {
 pub struct WorkerOptions {
     /// The node's name.
     pub hostname: String,
-    /// Number of pool processes.
+    /// The pool's name, `prefork` for `processes`.
+    #[serde(default = "prefork")]
+    pub pool: String,
+    /// Number of tasks at once: of processes in a prefork pool.
     pub concurrency: usize,
     /// Most and fewest pool processes, when they are scaled.
     pub autoscale: Option<(usize, usize)>,
@@ -192,6 +202,10 @@ pub struct WorkerOptions {
     pub statedb: Option<String>,
     /// The level on the command line, as Python's number.
     pub loglevel: u32,
+}
+
+fn prefork() -> String {
+    "prefork".to_owned()
 }
 
 impl WorkerOptions {

@@ -72,7 +72,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Err(Error::no_chords(&self.display_url()))
     }
 
-    /// Where [`Chords::Counted`]: the body was sent.
+    /// Where [`Chords::Counted`]: the body was sent, or what it fails with is stored.
     async fn close_chord(&self, _group_id: &str, _claim: &Claimed) -> Result<(), Error> {
         Err(Error::no_chords(&self.display_url()))
     }
@@ -173,7 +173,8 @@ pub struct ChordPart {
 /// All parts of a chord, for whoever sends its body.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claimed {
-    /// The results in the order of the header, or the exception of the first part that failed.
+    /// The results in the order of the header, or Celery's `ChordError` about the first part that
+    /// failed, as it is to be stored for the body.
     pub results: Result<Vec<Value>, Exception>,
     /// Proves the claim to [`Backend::close_chord`].
     pub token: String,

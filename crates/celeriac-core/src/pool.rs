@@ -30,14 +30,14 @@ pub trait Pool: Send {
     /// How its processes are.
     fn condition(&self) -> Condition;
 
-    /// The wanted number of processes.
+    /// The wanted number of jobs at once: of processes, where each runs one.
     fn size(&self) -> usize;
 
     /// The processes that there are, each with how many jobs it was given.
     fn processes(&self) -> Vec<(u32, u64)>;
 
-    /// Changes the wanted number of processes. Busy ones stay; answers with the number that will
-    /// be left.
+    /// Changes the wanted number of jobs at once. Busy processes stay; answers with the number that
+    /// will be left.
     fn resize(&mut self, size: usize) -> usize;
 
     /// Has so many processes leave for good: idle ones now, busy ones when their job is done.
@@ -292,6 +292,9 @@ pub enum LossCause {
     TimeLimit,
     /// It ended before it read the job, which it thus never began.
     Unread,
+    /// It ran many jobs at once, and the worker killed it on account of another of them, which did
+    /// not heed its hard time limit or its termination.
+    Neighbor,
 }
 
 /// Memory that is short.

@@ -54,7 +54,7 @@ pub struct Request {
     pub hostname: String,
     /// Whether its result is not stored.
     pub ignore_result: bool,
-    /// All headers of its message.
+    /// Headers of its message that are not Celery's own (`request.headers`).
     pub headers: Map<String, Value>,
 }
 

@@ -9,15 +9,19 @@
 //! `celery.worker.request` (reading), `kombu.message` and `kombu.transport.virtual.base`.
 
 pub mod content;
+pub mod dumps;
 pub mod envelope;
 pub mod exception;
 pub mod head;
 pub mod json;
 pub mod marks;
 pub mod message;
+pub mod python;
 pub mod rate;
 pub mod request;
+pub mod saferepr;
 pub mod signature;
+pub mod task_message;
 pub mod timestamp;
 
 pub use content::AcceptContent;
@@ -27,3 +31,4 @@ pub use marks::Marks;
 pub use message::{DeliveryInfo, Message};
 pub use rate::RateLimit;
 pub use signature::Signature;
+pub use task_message::TaskMessage;

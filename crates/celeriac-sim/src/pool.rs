@@ -78,6 +78,8 @@ impl SimulatedPool {
             Action::SoftLimit { number, key, limit } => {
                 locked(&self.world).soft_limit(process, number, key, limit);
             }
+            // Of pools alone whose children run many jobs at once.
+            Action::Terminate { .. } => {}
             Action::Kill { number, kill } => {
                 let signal = match kill {
                     Kill::TerminateGroup => 15,

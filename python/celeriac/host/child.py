@@ -1,11 +1,12 @@
-"""A child of the pool: runs tasks through Celery's own tracer, one after the other.
+"""A child of the pool: runs tasks through Celery's own tracer, one after the other, or many at once
+(:mod:`.jobs`).
 
 Its channel is a SOCK_SEQPACKET socket, so that each job is one message which exactly one process
 takes: the parent can take back a job that the child has not begun by reading it itself.
 
-To the child: a job (:data:`JOB`) or the order to leave (:data:`LEAVE`). From it: :data:`UP` once
-it can work, then :data:`DONE` for each job. That a job has begun needs no message: the parent
-knows that a child with nothing else to do begins at once.
+To the child: a job (:data:`.jobs.JOB`) or the order to leave (:data:`.jobs.LEAVE`). From it:
+:data:`UP` once it can work, then :data:`.report.DONE` for each job. That a job has begun needs no
+message: the parent knows that a child with nothing else to do begins at once.
 
 Celery's counterparts: ``billiard.pool.Worker`` and ``celery.concurrency.prefork``. Counterpart in
 Rust: ``crates/celeriac-pool/src/prefork/frame.rs``.
@@ -13,59 +14,29 @@ Rust: ``crates/celeriac-pool/src/prefork/frame.rs``.
 
 from __future__ import annotations
 
-import array
-import json
+import contextlib
 import mmap
 import os
-import pickle
 import signal
-import socket
 import struct
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import billiard.pool
 from billiard.common import terminate_handler_fired
 from billiard.context import ForkProcess
-from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
-from billiard.exceptions import SoftTimeLimitExceeded
 
-from celeriac.exceptions import SoftMemoryLimitExceeded
-from celeriac.host import body, processes
-from celeriac.host.interrupted import Interrupted
+from celeriac.host import body, jobs, pools, processes, report
 from celeriac.host.last_words import LastWords
 
 # -- the messages ------------------------------------------------------------------------------
 
-#: kind, flags, unused, length of the request, sequence number of the job
-_JOB = struct.Struct("<BBHIQ")
-#: kind, outcome, sequence number of the job, run time in seconds (NaN when unknown)
-_DONE = struct.Struct("<BBxxxxxxQd")
-JOB, LEAVE = 1, 2
-UP, DONE = 1, 2
+UP = 1
 #: On the page: the job that a soft limit is meant for, and which limit it is: 0 for that of time.
 _SOFT_LIMIT = struct.Struct("<QB")
-_MEMORY, _SHUTDOWN = 1, 2
 
-#: The body is in the file whose descriptor came with the message.
-IN_FILE = 1
 #: The child leaves after this job.
 LAST = 2
-#: The parent wants the representation of the result.
-WANTS_RESULT = 4
-#: The parent wants the exception itself, for a hook in main.
-WANTS_EXCEPTION = 8
-
-#: How a job ended. RAISED: the tracer itself raised. LEFT: the task raised SystemExit or
-#: KeyboardInterrupt. UNDECODABLE and INVALID: the body can't be the arguments of a task.
-SUCCESS, FAILURE, RETRY, IGNORE, REJECT, RAISED, LEFT, UNDECODABLE, INVALID = range(9)
-
-#: Larger than any message: the parent moves bodies beyond 64 KiB into files.
-_RECEIVE_BYTES = 128 * 1024
-_ANCILLARY_BYTES = socket.CMSG_SPACE(struct.calcsize("i"))
-#: What fits a message of the socket's default buffer with room to spare.
-_TEXT_LIMIT = 32 * 1024
-_PICKLE_LIMIT = 96 * 1024
-
 #: Exit status of a child that leaves because its number of tasks is reached, as billiard's.
 EX_RECYCLE = 0x9B
 
@@ -79,8 +50,10 @@ def install_workloop() -> None:
     billiard.pool.Worker.workloop = _workloop
 
 
-def run(worker: Any, zygote: int, number: int, index: int, channel: int, page: int) -> NoReturn:
-    """Lives the life of a child; called in the forked process."""
+def run(
+    worker: Any, zygote: int, number: int, index: int, pool: str, channel: int, page: int
+) -> NoReturn:
+    """Lives the life of a child of such a pool; called in the forked process."""
     code = 1
     try:
         processes.set_name("celeriac:child")
@@ -88,7 +61,9 @@ def run(worker: Any, zygote: int, number: int, index: int, channel: int, page: i
         processes.leave_death_to_us()
         # Programs that a task starts have no business with the channel.
         os.set_inheritable(channel, False)
-        process = _PoolProcess(worker, number, index, socket.socket(fileno=channel), page)
+        pools.after_fork()
+        pool_worker = _WORKERS.get(pool, _PoolWorker)(worker, channel, page)
+        process = _PoolProcess(number, index, pool_worker)
         code = process._bootstrap()
     finally:
         os._exit(code)
@@ -97,12 +72,10 @@ def run(worker: Any, zygote: int, number: int, index: int, channel: int, page: i
 class _PoolProcess(ForkProcess):  # type: ignore[misc]
     """The process object that billiard, logging and Celery's debugger ask for name and index."""
 
-    def __init__(
-        self, worker: Any, number: int, index: int, channel: socket.socket, page: int
-    ) -> None:
+    def __init__(self, number: int, index: int, pool_worker: _PoolWorker) -> None:
         super().__init__(name=f"ForkPoolWorker-{number}", daemon=True)
         self.index = index
-        self._pool_worker = _PoolWorker(worker, channel, page)
+        self._pool_worker = pool_worker
 
     def run(self) -> None:
         self._pool_worker()
@@ -111,23 +84,37 @@ class _PoolProcess(ForkProcess):  # type: ignore[misc]
 class _PoolWorker(billiard.pool.Worker):  # type: ignore[misc]
     """billiard's worker over this module's channel: same signals, same hooks, same exit."""
 
-    def __init__(self, worker: Any, channel: socket.socket, page: int) -> None:
-        from celery.concurrency.prefork import process_destructor
-
+    def __init__(self, worker: Any, channel: int, page: int) -> None:
         super().__init__(
             None,
             None,
-            initializer=_initialize,
+            initializer=self.initialize,
             initargs=(worker.app, worker.hostname),
-            on_exit=process_destructor,
+            on_exit=self.on_process_exit,
             sigprotection=None,
         )
         self.app = worker.app
-        self.channel = channel
+        # One whose calls wait in the kernel, whatever gevent has made of sockets.
+        self.channel = pools.original("socket", "socket")(fileno=channel)
         self.current_job = 0
         self._page = mmap.mmap(page, mmap.PAGESIZE, prot=mmap.PROT_READ)
-        self._last_words = LastWords(page, lambda: self.current_job)
+        self._last_words = LastWords(page, self.job_that_writes)
         os.close(page)
+
+    def initialize(self, app: Any, hostname: str) -> None:
+        _initialize(app, hostname)
+
+    def on_process_exit(self, pid: int, exitcode: int) -> None:
+        from celery.concurrency.prefork import process_destructor
+
+        process_destructor(pid, exitcode)
+
+    def job_that_writes(self) -> int:
+        return self.current_job
+
+    def take_jobs(self) -> int:
+        """Takes jobs until told to leave; answers with the exit status."""
+        return _take_one_by_one(self)
 
     def contribute_to_object(self, obj: Any) -> Any:
         return obj
@@ -149,9 +136,7 @@ class _PoolWorker(billiard.pool.Worker):  # type: ignore[misc]
     def _on_soft_limit(self, _signum: int, _frame: Any) -> None:
         target, limit = _SOFT_LIMIT.unpack_from(self._page)
         if target and target == self.current_job:
-            if limit == _SHUTDOWN:
-                raise Interrupted("the worker is shutting down", requeue=True)
-            raise SoftMemoryLimitExceeded() if limit == _MEMORY else SoftTimeLimitExceeded()
+            raise jobs.soft_limit(limit)
 
     def _do_exit(self, pid: int, exitcode: Any, exc: Any = None) -> NoReturn:
         if exitcode is None:
@@ -163,11 +148,94 @@ class _PoolWorker(billiard.pool.Worker):  # type: ignore[misc]
             os._exit(exitcode)
 
 
+class _SoloWorker(_PoolWorker):
+    def on_process_exit(self, pid: int, exitcode: int) -> None:
+        # celery.concurrency.solo sends worker_process_init, and nothing at its end.
+        pass
+
+
+class _SharedWorker(_PoolWorker):
+    """A child that runs many jobs at once."""
+
+    joins_block = True
+
+    def initialize(self, app: Any, hostname: str) -> None:
+        with _late_tracers():
+            jobs.initialize(app, hostname, self.joins_block)
+
+    def on_process_exit(self, pid: int, exitcode: int) -> None:
+        # Celery's own pools of this kind have no processes of which one could end.
+        pass
+
+    def after_fork(self) -> None:
+        super().after_fork()
+        signal.signal(signal.SIGTERM, jobs.exit_at_once)
+        # Soft limits come as messages here.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    def job_that_writes(self) -> int:
+        return jobs.current_number()
+
+    def take_jobs(self) -> int:
+        return self.make_jobs().serve()
+
+    def make_jobs(self) -> jobs.Jobs:
+        raise NotImplementedError
+
+
+class _ThreadsWorker(_SharedWorker):
+    def make_jobs(self) -> jobs.Jobs:
+        from celeriac.host.threads import ThreadJobs
+
+        return ThreadJobs(self.app, self.channel)
+
+
+class _GeventWorker(_SharedWorker):
+    # As celery.concurrency.gevent has it: a greenlet that waits holds up nobody.
+    joins_block = False
+
+    def make_jobs(self) -> jobs.Jobs:
+        from celeriac.host.greenlets import GreenletJobs
+
+        return GreenletJobs(self.app, self.channel)
+
+
+class _AsyncioWorker(_SharedWorker):
+    # Celery has no such pool. A process of this one is a pool's process, and has what an app opens
+    # and closes with one.
+    def initialize(self, app: Any, hostname: str) -> None:
+        _initialize(app, hostname)
+
+    def on_process_exit(self, pid: int, exitcode: int) -> None:
+        _PoolWorker.on_process_exit(self, pid, exitcode)
+
+    def make_jobs(self) -> jobs.Jobs:
+        from celeriac.host.event_loop import LoopJobs
+
+        return LoopJobs(self.app, self.channel)
+
+
+_WORKERS: dict[str, type[_PoolWorker]] = {
+    pools.SOLO: _SoloWorker,
+    pools.THREADS: _ThreadsWorker,
+    pools.GEVENT: _GeventWorker,
+    pools.ASYNCIO: _AsyncioWorker,
+}
+
+
 def _initialize(app: Any, hostname: str) -> None:
-    """Celery's initializer, but that a task's tracer is built when the task first runs: most of a
-    large app's tasks never run in one child."""
-    from celery.app import trace
+    """Celery's own initializer."""
     from celery.concurrency.prefork import process_initializer
+
+    with _late_tracers():
+        process_initializer(app, hostname)
+
+
+@contextlib.contextmanager
+def _late_tracers() -> Iterator[None]:
+    """Has a task's tracer be built when the task first runs: most of a large app's tasks never run
+    in one child."""
+    from celery.app import trace
 
     # Or what a package has put in its place.
     build = trace.build_tracer
@@ -181,7 +249,7 @@ def _initialize(app: Any, hostname: str) -> None:
 
     trace.build_tracer = build_when_called
     try:
-        process_initializer(app, hostname)
+        yield
     finally:
         # A receiver of worker_process_init may have put its own there.
         if trace.build_tracer is build_when_called:
@@ -193,35 +261,40 @@ def _initialize(app: Any, hostname: str) -> None:
 
 def _workloop(self: Any, debug: Any = None, now: Any = None, pid: int | None = None) -> int:
     """Takes jobs until told to leave. Runs as ``billiard.pool.Worker.workloop``."""
+    status: int = self.take_jobs()
+    return status
+
+
+def _take_one_by_one(self: Any) -> int:
     from celery.app import trace
 
     channel = self.channel
     receive = channel.recvmsg
     send = channel.send
-    unpack_job = _JOB.unpack_from
-    offset = _JOB.size
+    unpack_job = jobs.JOB_HEAD.unpack_from
+    offset = jobs.JOB_HEAD.size
     decode = body.Decoder(self.app).decode
     run_task = trace.fast_trace_task
     read_request = body.read_request
     while True:
-        message, ancillary, _, _ = receive(_RECEIVE_BYTES, _ANCILLARY_BYTES)
+        message, ancillary, _, _ = receive(jobs.RECEIVE_BYTES, jobs.ANCILLARY_BYTES)
         if not message:
             return 1  # the parent is gone
-        if message[0] != JOB:
+        if message[0] != jobs.JOB:
             return 0
         _, flags, _, request_length, job = unpack_job(message)
         self.current_job = job
         leave = None
-        report: tuple[int, float | None, bytes]
+        ending: report.Report
         try:
             try:
-                content = _read_file(ancillary) if flags & IN_FILE else message[offset:]
+                content = jobs.read_file(ancillary) if flags & jobs.IN_FILE else message[offset:]
                 request = read_request(content[:request_length])
                 arguments = decode(content[request_length:], request)
             except body.Undecodable as exc:
-                report = UNDECODABLE, None, _failure(exc.reason)
+                ending = report.undecodable(exc.reason)
             except body.Invalid as exc:
-                report = INVALID, None, _text(str(exc))
+                ending = report.invalid(exc)
             else:
                 failed, value, runtime = run_task(
                     request["task"], request["id"], request, arguments, None, None
@@ -229,110 +302,24 @@ def _workloop(self: Any, debug: Any = None, now: Any = None, pid: int | None = N
                 # From here on it is too late for the soft time limit.
                 self.current_job = 0
                 if failed:
-                    report = _returned(value, runtime, flags)
+                    ending = report.returned(value, runtime, flags)
                 else:
-                    # The tracer's value is the result's representation, or None for a
-                    # duplicate that was not run again.
-                    result = (value or "").encode("utf-8", "replace")
-                    report = SUCCESS, runtime, result if flags & WANTS_RESULT else b""
+                    ending = report.succeeded(value, runtime, flags)
         except BaseException as exc:
             self.current_job = 0
             if terminate_handler_fired():
                 # Killed on the parent's behalf: the job has no outcome.
                 raise
-            report = _raised(exc, flags)
+            ending = report.raised(exc, flags)
             if isinstance(exc, (SystemExit, KeyboardInterrupt)):
                 leave = exc
         self.current_job = 0
-        outcome, runtime, detail = report
-        seconds = float("nan") if runtime is None else runtime
-        send(_DONE.pack(DONE, outcome, job, seconds) + detail)
+        send(report.message(job, ending))
         if leave is not None:
             raise leave
         if flags & LAST:
             return EX_RECYCLE
         # Nothing of the last job may live on until the next one comes.
-        del message, ancillary, report, detail
+        del message, ancillary, ending
         arguments = content = value = None
         request = {}
-
-
-def _read_file(ancillary: list[tuple[int, int, bytes]]) -> bytes:
-    descriptors = array.array("i")
-    for _, kind, data in ancillary:
-        if kind == socket.SCM_RIGHTS:
-            descriptors.frombytes(data)
-    with open(descriptors[0], "rb", buffering=0) as file:
-        return file.read()
-
-
-def _returned(info: Any, runtime: float | None, flags: int) -> tuple[int, float | None, bytes]:
-    """A failure that the tracer has dealt with: stored, logged, hooks and signals called."""
-    from celery.exceptions import Ignore, Reject, Retry
-
-    exc = info.exception
-    if isinstance(exc, ExceptionWithTraceback):
-        exc = exc.exc
-    if isinstance(exc, Reject):
-        detail = _failure(exc, info, pickled=info, requeue=bool(exc.requeue))
-        return REJECT, runtime, detail
-    pickled = info if flags & WANTS_EXCEPTION else None
-    if isinstance(exc, Ignore):
-        return IGNORE, runtime, _failure(exc, info, pickled=pickled) if pickled else b"{}"
-    if isinstance(exc, Retry):
-        return RETRY, runtime, _failure(exc.exc, info, pickled=pickled)
-    return FAILURE, runtime, _failure(exc, info, pickled=pickled)
-
-
-def _raised(exc: BaseException, flags: int) -> tuple[int, float | None, bytes]:
-    """The tracer raised: nothing is stored yet, the parent has it done in main."""
-    from celery.exceptions import Reject
-
-    info = ExceptionInfo()
-    if isinstance(exc, Reject):
-        return REJECT, None, _failure(exc, info, pickled=info, requeue=bool(exc.requeue))
-    if isinstance(exc, (SystemExit, KeyboardInterrupt)):
-        code = exc.code if isinstance(exc, SystemExit) else 1
-        # What the operating system would make of it.
-        status = 0 if code is None else int(code) & 0xFF if isinstance(code, int) else 1
-        return LEFT, None, _failure(exc, info, status=status)
-    return RAISED, None, _failure(exc, info, pickled=info)
-
-
-def _failure(exc: Any, info: Any = None, *, pickled: Any = None, **members: Any) -> bytes:
-    """The details of a failure: a JSON text, a NUL, and the pickled exception if asked for."""
-    from kombu.utils.encoding import safe_repr, safe_str
-
-    traceback = safe_str(info.traceback) if info is not None else None
-    text = _json(safe_repr(exc), traceback, **members)
-    return text + b"\0" + _pickle(pickled) if pickled is not None else text
-
-
-def _text(text: str) -> bytes:
-    return _json(text, None)
-
-
-def _json(exception: str, traceback: str | None, **members: Any) -> bytes:
-    """The details as the parent reads them: UTF-8 whatever the app's texts hold, and short enough
-    whatever of it JSON has to escape."""
-    limit = _TEXT_LIMIT
-    while True:
-        details = {
-            "exception": exception[:limit],
-            "traceback": traceback and traceback[-limit:],
-            **members,
-        }
-        # Lone surrogates, such as undecodable file names have, are no UTF-8 and no JSON.
-        data = json.dumps(details, ensure_ascii=False).encode("utf-8", "replace")
-        if len(data) <= 2 * _TEXT_LIMIT + 1024:
-            return data
-        limit //= 2
-
-
-def _pickle(info: Any) -> bytes:
-    """The pickled exception, empty when it can't be had: main then makes one from its text."""
-    try:
-        data = pickle.dumps(info, protocol=4)
-    except Exception:
-        return b""
-    return data if len(data) <= _PICKLE_LIMIT else b""

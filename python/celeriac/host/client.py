@@ -13,6 +13,9 @@ import sys
 import warnings
 from typing import Any
 
+from celeriac.host import configuration
+from celeriac.host.configuration import Given
+
 NO_CELERY = """\
 Error: Celery is not installed for {executable}.
 
@@ -23,8 +26,9 @@ To mend this: install it there (`pip install celery`), or name the interpreter o
 KEPT = "recorded: no node replied, workers that start later will heed it"
 
 
-def main() -> None:
-    """Becomes the program ``celery`` with the words in ``sys.argv``."""
+def main(settings: dict[str, Any]) -> None:
+    """Becomes the program ``celery`` with the words in ``sys.argv``; ``settings`` count over those
+    of the app."""
     sys.argv[0] = "celery"
     # Celery's `events` has it for two options.
     warnings.filterwarnings("ignore", message="The parameter -d is used more than once")
@@ -35,20 +39,46 @@ def main() -> None:
             raise
         sys.exit(NO_CELERY.format(executable=sys.executable))
     install()
-    add_command()
+    given = Given(settings)
+    put_over_apps(given)
+    add_commands(given)
     celery()
 
 
-def add_command() -> None:
-    """Adds the command by which Rust asks for the app's broker."""
+def put_over_apps(given: Given) -> None:
+    """Puts settings over those of the app that Celery's program finds."""
+    from celery.bin import celery as program
+
+    given.install()
+    find_app = program.find_app
+
+    @functools.wraps(find_app)
+    def find_and_put_over(*args: Any, **kwargs: Any) -> Any:
+        app = find_app(*args, **kwargs)
+        given.put_over(app)
+        return app
+
+    program.find_app = find_and_put_over
+
+
+def add_commands(given: Given) -> None:
+    """Adds the commands by which Rust asks for the app's broker and its configuration."""
     import click
-    from celery.bin.celery import celery
+    from celery.bin.celery import celery, report
 
     def tell() -> None:
         # Rust knows the answer by what is before it, among what the app prints.
         print("\nceleriac-broker: " + json.dumps(broker(click.get_current_context().obj.app)))
 
+    def tell_more() -> None:
+        context = click.get_current_context()
+        context.invoke(report)
+        own = given.own(context.obj.app)
+        told = {**configuration.describe(own), "settings": configuration.shown(own)}
+        print("\nceleriac-report: " + json.dumps(told))
+
     celery.add_command(click.Command("celeriac-broker", callback=tell, hidden=True))
+    celery.add_command(click.Command("celeriac-report", callback=tell_more, hidden=True))
 
 
 def broker(app: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import Any
 
-from celeriac.host import queues, remote
+from celeriac.host import clients, configuration, pools, queues, remote
 from celeriac.host import worker as hosted
 from celeriac.host.errors import StartError
 from celeriac.host.options import umask
@@ -76,6 +76,7 @@ def describe(worker: Any) -> dict[str, Any]:
     app = worker.app
     conf = app.conf
     warnings: list[str] = []
+    described_broker, backend_url = broker(app, worker._conninfo), _url(app.backend)
     return {
         "versions": {
             "python": platform.python_version(),
@@ -93,16 +94,18 @@ def describe(worker: Any) -> dict[str, Any]:
         },
         "worker": _worker(worker),
         "daemon": _daemon(worker),
-        "broker": broker(app, worker._conninfo),
+        "broker": described_broker,
         "bus": remote.bus(app),
         "remote": remote.remote(worker),
         "result_backend": app.backend.as_uri(),
-        "result_backend_url": _url(app.backend),
+        "result_backend_url": backend_url,
+        "client": clients.describe(app, described_broker, backend_url),
         "accept_content": sorted(prepare_accept_content(conf.accept_content)),
         "queues": [queues.describe(queue) for queue in app.amqp.queues.consume_from.values()],
         "tasks": {name: _task(task, warnings) for name, task in app.tasks.items()},
         "signals": [name for name in SIGNALS if getattr(_celery_signals(), name).receivers],
         "settings": settings(app),
+        "own_settings": configuration.describe(worker.given.own(app)),
         "logging": _logging(worker),
         "revoked": _revoked(worker),
         "threads": [
@@ -147,6 +150,7 @@ def _worker(worker: Any) -> dict[str, Any]:
         "hostname": worker.hostname,
         # What --loglevel says, whatever single loggers have.
         "loglevel": worker.loglevel,
+        "pool": pools.kind(worker.pool_cls),
         "concurrency": worker.concurrency,
         "autoscale": list(worker.autoscale) if worker.autoscale else None,
         "max_tasks_per_child": worker.max_tasks_per_child or None,

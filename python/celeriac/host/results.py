@@ -110,7 +110,7 @@ class _Methods:
         self._names = frozenset(_OF_BACKEND) - {"_store_result"}
         self._client_names = frozenset(_OF_CLIENT)
         self.client = redis.client.Redis
-        self.pool = redis.connection.ConnectionPool
+        self.pools = (redis.connection.ConnectionPool, redis.connection.BlockingConnectionPool)
         self.connections = (
             redis.connection.Connection,
             redis.connection.SSLConnection,
@@ -150,7 +150,7 @@ class _Methods:
             and type(client) is self.client
             and self._client_names.isdisjoint(vars(client))
             and client.connection is None
-            and type(pool) is self.pool
+            and type(pool) in self.pools
             and pool.connection_class in self.connections
             and getattr(pool, "cache", None) is None
             and getattr(self._recorder, "_metrics_collector", None) is None

@@ -12,7 +12,7 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from celeriac.host import application, processes, warmth
+from celeriac.host import application, pools, processes, warmth
 from celeriac.host.errors import StartError
 from celeriac.host.wire import Channel, Closed
 
@@ -61,22 +61,28 @@ def load(start: dict[str, Any]) -> Any:
     """The worker object of the app, after ``celeryd_after_setup``."""
     sys.argv[:] = start["argv"]
     gc.disable()
+    pools.prepare(start["options"].get("pool"))
     application.import_celery()
+    pools.make_known()
     application.put_workdir_on_path()
-    from celeriac.host import child, logs, urls
+    from celeriac.host import child, configuration, logs, urls
 
     # All of this stays: the collector need not go through it while the app is loaded, nor at its
     # end.
     gc.freeze()
     gc.enable()
     child.install_workloop()
+    given = configuration.Given(start["settings"])
+    given.install()
     app = application.find_app(start["app"])
     try:
         from celeriac.host.worker import create_worker
 
+        given.put_over(app)
         if start["log_format"] == "json":
             logs.set_up_as_json(app.log)
         worker = create_worker(app, start["options"])
+        worker.given = given
         if start["log_format"] == "json":
             logs.write_json()
         worker.after_setup()
@@ -102,13 +108,14 @@ def _is_import(exc: BaseException) -> bool:
 def _fork_zygote(channel: Channel, parent: socket.socket, worker: Any) -> None:
     """Forks the zygote so that the Rust parent, a subreaper, is its parent as well: should main
     die, or look after children of its own, the zygote is none of its business."""
-    first = os.fork()
+    fork, waitpid = pools.original("os", "fork"), pools.original("os", "waitpid")
+    first = fork()
     if first == 0:
-        if os.fork():
+        if fork():
             os._exit(0)
         channel.close()
         _become_zygote(parent, worker)
-    os.waitpid(first, 0)
+    waitpid(first, 0)
 
 
 def _become_zygote(parent: socket.socket, worker: Any) -> NoReturn:

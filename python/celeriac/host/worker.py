@@ -15,8 +15,11 @@ import sys
 from typing import Any
 
 from celery import bootsteps, signals
+from celery.exceptions import ImproperlyConfigured, SecurityError
 from celery.utils.log import worker_logger as logger
 
+from celeriac.host import pools
+from celeriac.host.configuration import Given
 from celeriac.host.consumer import HostedAutoscaler, HostedConsumer, HostedPool, Parent
 from celeriac.host.errors import StartError
 
@@ -27,7 +30,6 @@ REPLACED_CLASSES = {
     "worker_timer": None,
     "worker_agent": None,
 }
-PREFORK = ("prefork", "processes", "celery.concurrency.prefork:TaskPool")
 #: The names under which the Rust parent logs: ``crates/celeriac-worker/src/happening.rs``.
 PARENTS_LOGGERS = (
     "celery.apps.worker",
@@ -120,12 +122,15 @@ def hosted_worker_class(app: Any) -> type[Any]:
 
     class HostedWorker(base):  # type: ignore[misc]
         Blueprint = _WorkerBlueprint
+        #: Settings that the operator gave.
+        given = Given({})
 
         def setup_instance(self, **kwargs: Any) -> None:
             refuse_replaced_classes(self)
             self.timer = self.hub = self.semaphore = self.autoscaler = None
             self.parent = Parent()
             self.pool = HostedPool(0, self.parent)
+            self.pool_queues = kwargs.pop("pool_queues", [])
             autoscale = kwargs.get("autoscale")
             self.autoscale = tuple(autoscale) if autoscale else None
             super().setup_instance(**kwargs)
@@ -140,6 +145,18 @@ def hosted_worker_class(app: Any) -> type[Any]:
             consumer.blueprint = _ConsumerBlueprint(steps=self.app.steps["consumer"])
             consumer.blueprint.apply(consumer, **self.options)
             consumer.part_steps()
+
+        def setup_queues(self, include: Any, exclude: Any = None) -> None:
+            super().setup_queues(include, exclude)
+            queues = self.app.amqp.queues
+            for name in self.pool_queues:
+                try:
+                    queues.select_add(queues[name])
+                except KeyError as exc:
+                    raise ImproperlyConfigured(
+                        f"The queue {name!r} of a pool is none of task_queues, and is not made up: "
+                        "task_create_missing_queues is off."
+                    ) from exc
 
         def after_setup(self) -> None:
             """What Celery does between its set-up and its first step: ``Worker.on_start``."""
@@ -180,8 +197,6 @@ def hosted_worker_class(app: Any) -> type[Any]:
 
 def create_worker(app: Any, options: dict[str, Any]) -> Any:
     """Builds the worker as ``celery worker`` does; sends ``celeryd_init`` and ``worker_init``."""
-    from celery.exceptions import ImproperlyConfigured, SecurityError
-
     from celeriac.host import options as command_line
 
     arguments = command_line.worker_arguments(app, options)
@@ -214,13 +229,7 @@ def refuse_replaced_classes(worker: Any) -> None:
                 "celeriac does this work in its own process, which runs no Python.",
                 hint=f"remove {setting}, or run this app with `celery worker`",
             )
-    pool = worker.pool_cls
-    name = pool if isinstance(pool, str) else f"{pool.__module__}:{pool.__qualname__}"
-    if name not in PREFORK:
-        raise StartError(
-            f"The pool {name!r} is not available: this version of celeriac runs prefork pools.",
-            hint="use `--pool prefork`, or run this app with `celery worker`",
-        )
+    pools.kind(worker.pool_cls)
     strategies = sorted(
         f"{task.name} ({task.Strategy})"
         for task in worker.app.tasks.values()

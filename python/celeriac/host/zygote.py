@@ -3,8 +3,8 @@
 It has one thread and talks to nobody but the Rust parent, over a SOCK_SEQPACKET socket whose
 messages are JSON texts, some with descriptors attached:
 
-* to it: ``{"fork": "child", "number": 7, "index": 0}`` with the child's channel and its control
-  page, ``{"fork": "main", "number": 8}`` with main's channel;
+* to it: ``{"fork": "child", "number": 7, "index": 0, "pool": "prefork"}`` with the child's channel
+  and its control page, ``{"fork": "main", "number": 8}`` with main's channel;
 * from it: ``{"hello": pid}`` once, ``{"forked": number, "pid": pid}`` for each fork, and
   ``{"exited": pid, "code": 0, "peak": KiB}`` or ``{"exited": pid, "signal": 9, "peak": KiB}`` for
   each process that ended.
@@ -24,7 +24,7 @@ import socket
 import sys
 from typing import Any, Callable, NoReturn
 
-from celeriac.host import child, processes
+from celeriac.host import child, pools, processes
 
 #: Longest message that the parent sends.
 _MESSAGE_BYTES = 4096
@@ -40,17 +40,18 @@ class Zygote:
         self._become_main = become_main
         self._children: set[int] = set()
         self._wakeup_reader, self._wakeup_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._inherited_sigchld = signal.getsignal(signal.SIGCHLD)
+        self._inherited_sigchld = pools.original("signal", "getsignal")(signal.SIGCHLD)
 
     def run(self) -> NoReturn:
         """Serves the parent until it is gone, then ends every child with its process group."""
         processes.set_name("celeriac:zygote")
         processes.become_subreaper()
         processes.outlive_parent()
-        signal.signal(signal.SIGCHLD, _interrupt)
+        # Not gevent's: this process only waits for what the kernel tells it.
+        pools.original("signal", "signal")(signal.SIGCHLD, _interrupt)
         signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
         self._send({"hello": os.getpid()})
-        poll = select.poll()
+        poll = pools.original("select", "poll")()
         poll.register(self._parent, select.POLLIN)
         poll.register(self._wakeup_reader, select.POLLIN)
         while True:
@@ -67,23 +68,24 @@ class Zygote:
             self._end()
         request = json.loads(text)
         if request["fork"] == "child":
-            self._fork_child(request["number"], request["index"], *descriptors)
+            pool = request["pool"]
+            self._fork_child(request["number"], request["index"], pool, *descriptors)
         else:
             self._fork_main(request["number"], *descriptors)
         for fd in descriptors:
             os.close(fd)
 
-    def _fork_child(self, number: int, index: int, channel: int, page: int) -> None:
+    def _fork_child(self, number: int, index: int, pool: str, channel: int, page: int) -> None:
         from celery import signals
 
         signals.worker_before_create_process.send(sender=self._worker.pool)
         processes.flush_standard_streams()
         zygote = os.getpid()
-        pid = os.fork()
+        pid = _fork()
         if pid == 0:
             self._leave_zygote()
             os.setpgid(0, 0)
-            child.run(self._worker, zygote, number, index, channel, page)
+            child.run(self._worker, zygote, number, index, pool, channel, page)
         # Both sides set the group, so that neither runs before it is set.
         try:
             os.setpgid(pid, pid)
@@ -94,7 +96,7 @@ class Zygote:
 
     def _fork_main(self, number: int, channel: int) -> None:
         processes.flush_standard_streams()
-        pid = os.fork()
+        pid = _fork()
         if pid == 0:
             self._leave_zygote()
             self._become_main(channel)
@@ -103,7 +105,8 @@ class Zygote:
     def _leave_zygote(self) -> None:
         """Gives a forked process what it had inherited if it were Celery's own child."""
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, self._inherited_sigchld or signal.SIG_DFL)
+        handler = self._inherited_sigchld or signal.SIG_DFL
+        pools.original("signal", "signal")(signal.SIGCHLD, handler)
         self._parent.close()
         os.close(self._wakeup_reader)
         os.close(self._wakeup_writer)
@@ -151,6 +154,11 @@ class Zygote:
             processes.kill_group(pid)
         sys.stderr.flush()
         os._exit(0)
+
+
+def _fork() -> int:
+    pid: int = pools.original("os", "fork")()
+    return pid
 
 
 def _interrupt(*_: Any) -> None:

@@ -59,6 +59,7 @@ mod error;
 mod link;
 mod message;
 mod publisher;
+mod publishing;
 mod remembered;
 mod route;
 mod session;
@@ -75,6 +76,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use celeriac_core::broker::{Broker, Capabilities, Error, Session};
 use celeriac_core::bus::{Bus, BusOptions};
+use celeriac_core::publisher::Publisher;
 use celeriac_net::ServerUrl;
 
 use crate::open::Options;
@@ -151,6 +153,11 @@ impl Broker for AmqpBroker {
     async fn connect(&self) -> Result<Box<dyn Session>, Error> {
         let session = session::AmqpSession::open(Arc::clone(&self.shared)).await?;
         Ok(Box::new(session))
+    }
+
+    fn publisher(&self) -> Result<Arc<dyn Publisher>, Error> {
+        let publisher = publishing::AmqpPublisher::new(Arc::clone(&self.shared));
+        Ok(Arc::new(publisher))
     }
 
     async fn open_bus(&self, options: &BusOptions) -> Result<Option<Box<dyn Bus>>, Error> {

@@ -1,11 +1,13 @@
 //! Publishing with confirms, over a connection of its own.
 
 use celeriac_core::broker::{Error, ErrorKind};
+use celeriac_core::queue::Queue;
 use celeriac_protocol::Message;
 
 use super::error::{broker_error, unsayable};
 use super::link::{Address, Link};
 use super::message;
+use super::topology;
 use super::wire::connection::{Channel, Confirmation, Confirmed};
 use super::wire::failure::Failure;
 use super::wire::method;
@@ -44,13 +46,7 @@ impl Publisher {
         routing_key: &str,
         message: &Message,
     ) -> Result<(), Error> {
-        if self.is_blocked() {
-            tracing::warn!(
-                exchange,
-                routing_key,
-                "RabbitMQ takes no messages (connection.blocked): publishing waits"
-            );
-        }
+        self.tell_if_blocked(exchange, routing_key);
         let mut properties = Vec::with_capacity(512);
         message::put_properties(message, &mut properties)
             .map_err(|error| unsayable("a message can't be published", &error))?;
@@ -59,6 +55,17 @@ impl Publisher {
         let confirmation = confirmed.unwrap_or_else(|_| Err(Failure::closed()));
         let confirmation = confirmation.map_err(|failure| broker_error(&failure))?;
         taken(confirmation, exchange, routing_key)
+    }
+
+    /// Tells an operator why publishing takes long.
+    pub(super) fn tell_if_blocked(&self, exchange: &str, routing_key: &str) {
+        if self.is_blocked() {
+            tracing::warn!(
+                exchange,
+                routing_key,
+                "RabbitMQ takes no messages (connection.blocked): publishing waits"
+            );
+        }
     }
 
     /// Publishes without waiting; `properties` are flags and values.
@@ -70,7 +77,26 @@ impl Publisher {
         body: &[u8],
     ) -> Result<Confirmed, Failure> {
         self.channel
-            .publish_confirmed(exchange, routing_key, properties, body)
+            .publish_confirmed(exchange, routing_key, true, properties, body)
+    }
+
+    /// The same for a message that need not come anywhere.
+    pub(super) fn send_where_wanted(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        properties: &[u8],
+        body: &[u8],
+    ) -> Result<Confirmed, Failure> {
+        self.channel
+            .publish_confirmed(exchange, routing_key, false, properties, body)
+    }
+
+    /// Makes sure that the queue, its exchanges and its bindings exist. A refusal leaves what is being
+    /// published alone.
+    pub(super) async fn declare(&self, queue: &Queue) -> Result<(), Error> {
+        let channel = self.link.channel().await?;
+        topology::declare(&channel, queue).await
     }
 
     /// Leaves in order.

@@ -7,6 +7,7 @@ use celeriac_core::broker::{Error, ErrorKind};
 use celeriac_core::queue::{Binding, ExchangeKind};
 use celeriac_protocol::json;
 
+use crate::bindings::topic_matches;
 use crate::open::Options;
 
 /// kombu's separator between the parts of a name.
@@ -210,33 +211,6 @@ fn topic_pattern(key: &str) -> String {
         word => escape(word),
     });
     format!("^{}$", words.collect::<Vec<_>>().join(r"\."))
-}
-
-/// Whether a topic pattern matches a routing key, as kombu's regular expression does: `*` stands
-/// for one word, `#` for any text.
-fn topic_matches(pattern: &str, key: &str) -> bool {
-    let (word, rest) = match pattern.split_once('.') {
-        Some((word, rest)) => (word, Some(rest)),
-        None => (pattern, None),
-    };
-    let after = |end: usize| match rest {
-        None => end == key.len(),
-        Some(rest) => key[end..]
-            .strip_prefix('.')
-            .is_some_and(|key| topic_matches(rest, key)),
-    };
-    match word {
-        "#" => key
-            .char_indices()
-            .map(|(at, _)| at)
-            .chain([key.len()])
-            .any(after),
-        "*" => {
-            let end = key.find('.').unwrap_or(key.len());
-            end > 0 && after(end)
-        }
-        word => key.starts_with(word) && after(word.len()),
-    }
 }
 
 /// In which order queues are asked: the option `queue_order_strategy`.

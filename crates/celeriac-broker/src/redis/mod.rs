@@ -18,6 +18,7 @@ mod error;
 mod fanout;
 mod keys;
 mod limits;
+mod publisher;
 mod pushes;
 mod recovery;
 mod rollback;
@@ -35,6 +36,7 @@ use bytes::Bytes;
 use celeriac_core::broker::{Broker, Capabilities, Error, ErrorKind, Session};
 use celeriac_core::bus::{Bus, BusOptions};
 use celeriac_core::limit::SharedLimitStore;
+use celeriac_core::publisher::Publisher;
 use celeriac_net::ServerUrl;
 use celeriac_net::redis::{InvalidAddress, RedisAddress, RedisServer};
 use celeriac_net::sentinel::Sentinels;
@@ -260,6 +262,11 @@ impl Broker for RedisBroker {
             session.recover_own_claims().await?;
         }
         Ok(Box::new(session))
+    }
+
+    fn publisher(&self) -> Result<Arc<dyn Publisher>, Error> {
+        let publisher = publisher::RedisPublisher::new(Arc::clone(&self.shared));
+        Ok(Arc::new(publisher))
     }
 
     async fn open_bus(&self, options: &BusOptions) -> Result<Option<Box<dyn Bus>>, Error> {

@@ -19,6 +19,7 @@ mod lease;
 mod limits;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod pace;
+mod publisher;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod server;
 mod session;
@@ -27,11 +28,11 @@ mod tables;
 mod turns;
 
 #[cfg(feature = "mysql")]
-mod mysql;
+pub mod mysql;
 #[cfg(feature = "postgres")]
-mod postgres;
+pub mod postgres;
 #[cfg(feature = "sqlite")]
-mod sqlite;
+pub mod sqlite;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -43,6 +44,7 @@ use async_trait::async_trait;
 use celeriac_core::broker::{Broker, Capabilities, Error, ErrorKind, Session};
 use celeriac_core::bus::{Bus, BusOptions};
 use celeriac_core::limit::SharedLimitStore;
+use celeriac_core::publisher::Publisher;
 use celeriac_net::ServerUrl;
 
 use crate::local::{LocalBus, Place};
@@ -135,7 +137,7 @@ fn dialect(url: &ServerUrl) -> &str {
 
 /// The file that a URL of SQLite names, as SQLAlchemy counts slashes: three before a relative path,
 /// four before an absolute one.
-fn file(url: &ServerUrl) -> &Path {
+pub fn file(url: &ServerUrl) -> &Path {
     Path::new(url.path().strip_prefix('/').unwrap_or(url.path()))
 }
 
@@ -168,6 +170,11 @@ impl Broker for SqlBroker {
             session.reconcile().await?;
         }
         Ok(Box::new(session))
+    }
+
+    fn publisher(&self) -> Result<Arc<dyn Publisher>, Error> {
+        let (shared, engine) = (Arc::clone(&self.shared), Arc::clone(&self.engine));
+        Ok(Arc::new(publisher::SqlPublisher::new(shared, engine)))
     }
 
     async fn open_bus(&self, options: &BusOptions) -> Result<Option<Box<dyn Bus>>, Error> {

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use super::Shared;
 use super::dead_letters;
 use super::lease;
-use super::store::{Claims, DelayedRow, Replay, Row, Store};
+use super::store::{Claims, DelayedRow, Replay, Row, Sent, Store};
 use super::turns::Turns;
 
 /// The most messages to look through at once for those that can run.
@@ -204,7 +204,8 @@ impl Session for SqlSession {
 
     async fn publish(&mut self, queue: &str, message: &Message) -> Result<(), Error> {
         let payload = envelope::encode(message, &uuid::Uuid::new_v4().to_string());
-        self.store.publish(queue, &payload).await
+        let queue = queue.to_owned();
+        self.store.publish(vec![Sent { queue, payload }]).await
     }
 
     async fn delayed(&mut self, count: usize) -> Result<Vec<Delayed>, Error> {

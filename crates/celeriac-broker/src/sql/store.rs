@@ -47,8 +47,9 @@ pub(super) trait Store: Delays + DeadLetters + Send {
     /// How many messages wait in a queue.
     async fn size(&mut self, queue: &str) -> Result<u64, Error>;
 
-    /// Puts an envelope into a queue, and returns when it is safe there.
-    async fn publish(&mut self, queue: &str, payload: &str) -> Result<(), Error>;
+    /// Puts envelopes into queues, in their order and all or none, and returns when they are safe
+    /// there. A queue that is missing is made.
+    async fn publish(&mut self, messages: Vec<Sent>) -> Result<(), Error>;
 
     /// What is kept in the table `celeriac_revoked` since a moment, in seconds since 1970, the
     /// oldest first; nothing where there is no such table.
@@ -204,6 +205,15 @@ pub(super) struct Claims {
 pub(super) struct Share {
     pub(super) queue: i64,
     pub(super) count: usize,
+}
+
+/// A message that goes into a queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Sent {
+    /// The queue's name.
+    pub(super) queue: String,
+    /// The envelope.
+    pub(super) payload: String,
 }
 
 /// A message that was claimed.

@@ -229,15 +229,6 @@ impl CeleryCommand for AmqpArguments {
     }
 }
 
-/// `report`, which has no options.
-pub(crate) struct Report;
-
-impl CeleryCommand for Report {
-    fn words(&self) -> Vec<String> {
-        vec!["report".to_owned()]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;

@@ -6,7 +6,10 @@ pub(crate) mod worker;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use crate::native::NativeApp;
+use celeriac_config::Configuration;
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -100,19 +103,27 @@ pub(crate) struct Global {
     /// This process was started by another one for `--detach`; its standard input takes the news.
     #[arg(long, global = true, hide = true)]
     pub(crate) detached: bool,
+    /// What is configured, with what is given here over it.
+    #[arg(skip)]
+    pub(crate) configuration: Arc<Configuration>,
+    /// The app in Rust that the program is.
+    #[arg(skip)]
+    pub(crate) native: Option<Arc<NativeApp>>,
 }
 
 /// Reads the command line.
 ///
 /// An app may add options to `worker` (`app.user_options`), which only the app knows: words that
-/// nobody here knows are given back, for the app to read or to refuse.
+/// nobody here knows are given back, for the app to read or to refuse. `defaults` are options of
+/// `worker` that are configured, by their names.
 ///
 /// # Errors
 /// What clap says: also for help and versions.
 pub(crate) fn parse(
-    words: impl Iterator<Item = OsString>,
+    words: &[OsString],
+    defaults: &[(&str, &str)],
 ) -> Result<(Arguments, Vec<String>), clap::Error> {
-    let mut words: Vec<OsString> = words.collect();
+    let mut words = words.to_vec();
     if words.len() == 1 {
         let mut command = Arguments::command();
         let help = command.render_help();
@@ -121,7 +132,7 @@ pub(crate) fn parse(
     let mut unknown = Vec::new();
     let mut first = None;
     loop {
-        let parsed = as_click_reads(Arguments::command())
+        let parsed = as_click_reads(with_defaults(Arguments::command(), defaults))
             .try_get_matches_from(&words)
             .and_then(|matches| Arguments::from_arg_matches(&matches));
         let error = match parsed {
@@ -139,6 +150,19 @@ pub(crate) fn parse(
             None => return Err(first.unwrap_or(error)),
         }
     }
+}
+
+/// The command with other defaults for options of `worker`.
+fn with_defaults(command: clap::Command, defaults: &[(&str, &str)]) -> clap::Command {
+    command.mut_subcommand("worker", |worker| {
+        worker.mut_args(|arg| {
+            let mut defaults = defaults.iter();
+            match defaults.find(|(name, _)| arg.get_id() == *name) {
+                Some((_, word)) => arg.default_value((*word).to_owned()),
+                None => arg,
+            }
+        })
+    })
 }
 
 /// Click takes the last of an option that is given twice, and no notice of an environment variable
@@ -204,7 +228,7 @@ pub(crate) fn truth() -> clap::builder::FalseyValueParser {
 }
 
 /// The first of these environment variables that says something.
-fn variable(names: [&str; 2]) -> Option<String> {
+fn variable<const N: usize>(names: [&str; N]) -> Option<String> {
     names
         .iter()
         .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
@@ -213,12 +237,44 @@ fn variable(names: [&str; 2]) -> Option<String> {
 impl Global {
     /// The app as `-A` names it.
     pub(crate) fn app(&self) -> Option<String> {
-        self.app.clone().or_else(|| variable(["APP", "CELERY_APP"]))
+        let configured = || self.configuration.text(&["app"]).map(str::to_owned);
+        let given = self.app.clone();
+        given
+            .or_else(|| variable(["APP", "CELERY_APP"]))
+            .or_else(configured)
+    }
+
+    /// Puts what the command line says over the configuration.
+    pub(crate) fn give_to(&self, configuration: &mut Configuration) {
+        let given: [(&Option<String>, &[&str], &str); 3] = [
+            (&self.app, &["app"], "--app"),
+            (&self.broker, &["celery", "broker_url"], "--broker"),
+            (
+                &self.result_backend,
+                &["celery", "result_backend"],
+                "--result-backend",
+            ),
+        ];
+        for (value, path, option) in given {
+            if let Some(value) = value {
+                configuration.give(path, value.as_str().into(), option);
+            }
+        }
+    }
+
+    /// The first of these environment variables that says something, exported or in `.env`.
+    pub(crate) fn variable<const N: usize>(&self, names: [&str; N]) -> Option<String> {
+        let of_file = |name: &&str| {
+            let mut variables = self.configuration.variables();
+            let (_, value) = variables.find(|(it, value)| it == name && !value.is_empty())?;
+            Some(value.to_owned())
+        };
+        variable(names).or_else(|| names.iter().find_map(of_file))
     }
 
     /// Whether to do without colours; `None` where nobody said.
     pub(crate) fn no_color(&self) -> Option<bool> {
-        (self.no_color || variable(["NO_COLOR", "CELERY_NO_COLOR"]).is_some()).then_some(true)
+        (self.no_color || self.variable(["NO_COLOR", "CELERY_NO_COLOR"]).is_some()).then_some(true)
     }
 
     /// These options as words for `celery`.
@@ -239,12 +295,17 @@ impl Global {
         words
     }
 
-    /// What `celery` puts into the environment for these options, for the app to find.
+    /// What `celery` puts into the environment for these options, for the app to find, and before
+    /// that the variables of `.env`.
     pub(crate) fn environment(&self) -> Vec<(String, OsString)> {
-        let given = |value: &Option<String>, names| value.clone().or_else(|| variable(names));
-        let skip_checks =
-            self.skip_checks || variable(["SKIP_CHECKS", "CELERY_SKIP_CHECKS"]).is_some();
-        [
+        let given = |value: &Option<String>, names| value.clone().or_else(|| self.variable(names));
+        let skip_checks = self.skip_checks
+            || self
+                .variable(["SKIP_CHECKS", "CELERY_SKIP_CHECKS"])
+                .is_some();
+        let of_file = self.configuration.variables();
+        let of_file = of_file.map(|(name, value)| (name.to_owned(), value.into()));
+        let of_options = [
             (
                 "CELERY_LOADER",
                 given(&self.loader, ["LOADER", "CELERY_LOADER"]),
@@ -267,8 +328,11 @@ impl Global {
             ("CELERY_SKIP_CHECKS", skip_checks.then(|| "true".to_owned())),
         ]
         .into_iter()
-        .filter_map(|(name, value)| Some((name.to_owned(), value?.into())))
-        .collect()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?.into())));
+        // Over the others: it is known which of all layers counts.
+        let of_layers = self.configuration.pythons_variables();
+        let of_layers = of_layers.map(|(name, value)| (name.to_owned(), value.into()));
+        of_file.chain(of_options).chain(of_layers).collect()
     }
 }
 
@@ -296,8 +360,8 @@ mod tests {
     #[test]
     fn words_that_only_the_app_knows_are_given_back() {
         let parsed = |line: &str| {
-            let words = line.split_whitespace().map(OsString::from);
-            parse(words)
+            let words: Vec<_> = line.split_whitespace().map(OsString::from).collect();
+            parse(&words, &[])
                 .map(|(_, unknown)| unknown)
                 .map_err(|error| error.kind())
         };
@@ -319,7 +383,8 @@ mod tests {
     #[test]
     fn the_last_of_an_option_counts() {
         let words = "celeriac worker -c 2 -l INFO -A one -c 3 -A two -l DEBUG";
-        let (arguments, _) = parse(words.split(' ').map(OsString::from)).unwrap();
+        let words: Vec<_> = words.split(' ').map(OsString::from).collect();
+        let (arguments, _) = parse(&words, &[]).unwrap();
         assert_eq!(arguments.global.app().as_deref(), Some("two"));
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use celeriac_config::pools::is_named;
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
@@ -69,10 +70,12 @@ pub(crate) struct WorkerArguments {
     #[arg(short, long, env = "CELERY_WORKER_CONCURRENCY", help_heading = POOL)]
     #[arg(value_name = "NUMBER")]
     concurrency: Option<String>,
-    /// The kind of pool. This version has prefork.
-    #[arg(short = 'P', long, env = "CELERY_WORKER_POOL", help_heading = POOL)]
-    #[arg(default_value = "prefork")]
-    pool: String,
+    /// The kind of pool: prefork (processes), solo, threads, gevent or asyncio. Or a pool with a name, of which there may be
+    /// several: NAME=KIND:N@QUEUE,QUEUE, such as io=gevent:512@mail (N*M: N tasks at once in each of
+    /// M processes).
+    #[arg(short = 'P', long = "pool", id = "pool", env = "CELERY_WORKER_POOL")]
+    #[arg(help_heading = POOL, default_value = "prefork", value_name = "KIND")]
+    pub(crate) pools: Vec<String>,
     /// Send events about tasks to monitors.
     #[arg(
         short = 'E',
@@ -214,7 +217,7 @@ impl WorkerArguments {
             "prefetch_multiplier": self.prefetch_multiplier,
             "disable_prefetch": self.disable_prefetch.then_some(true),
             "concurrency": self.concurrency,
-            "pool": self.pool,
+            "pool": self.pool(),
             "task_events": self.task_events.then_some(true),
             "time_limit": self.time_limit.map(number),
             "soft_time_limit": self.soft_time_limit.map(number),
@@ -252,6 +255,12 @@ impl WorkerArguments {
             }
             _ => Map::new(),
         }
+    }
+
+    /// The kind of the only pool: the last that has no name.
+    pub(crate) fn pool(&self) -> &str {
+        let mut kinds = self.pools.iter().rev().filter(|word| !is_named(word));
+        kinds.next().map_or("prefork", String::as_str)
     }
 
     /// What the operator should know about options that do less than they ask for.

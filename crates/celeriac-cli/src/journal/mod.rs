@@ -26,7 +26,7 @@ pub(crate) fn open(
     settings: &LogSettings,
     log_format: LogFormat,
     clock: Arc<dyn Clock>,
-    main: &Main,
+    main: Option<&Main>,
 ) -> std::io::Result<Arc<dyn Journal>> {
     let level = Level::from_number(settings.level);
     let writer = match log_format {
@@ -34,12 +34,13 @@ pub(crate) fn open(
         LogFormat::Celery => {
             let format = Format::parse(&settings.format, settings.datefmt.as_deref());
             // What only Python understands, only Python can write.
-            match format.filter(|_| !settings.forward) {
-                Some(format) => Writer::Lines {
+            match (format.filter(|_| !settings.forward), main) {
+                (Some(format), _) => Writer::Lines {
                     format,
                     color: settings.color,
                 },
-                None => {
+                (None, None) => Writer::Json,
+                (None, Some(main)) => {
                     let journal = Arc::new(forward::Forward::new(level, clock, main.clone()));
                     trace::install(Arc::clone(&journal) as Arc<dyn Journal>);
                     return Ok(journal);

@@ -38,7 +38,7 @@ pub(super) fn banner(description: &Description, now: Timestamp) -> String {
          .> app:         {}:{}{loader}\n\
          .> transport:   {}\n\
          .> results:     {}\n\
-         .> concurrency: {concurrency} (prefork)\n\
+         .> concurrency: {concurrency} ({})\n\
          .> task events: {events}\n\n\
          [queues]\n",
         env!("CARGO_PKG_VERSION"),
@@ -50,6 +50,7 @@ pub(super) fn banner(description: &Description, now: Timestamp) -> String {
         app.id,
         description.broker.display,
         description.result_backend,
+        worker.pool,
     );
     let mut queues: Vec<&Queue> = description
         .queues

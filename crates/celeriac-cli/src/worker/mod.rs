@@ -3,13 +3,17 @@
 mod banner;
 mod detach;
 mod hooks;
+mod lanes;
 mod meter;
+mod native;
 mod pidfile;
+mod pool;
+mod pools;
 mod privileges;
+mod rust;
 mod settings;
 mod signals;
 
-use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -18,17 +22,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use celeriac_config::Description;
+use celeriac_config::layers::without_passwords;
+use celeriac_config::pools::Plan;
 use celeriac_core::clock::{Clock, SystemClock};
 use celeriac_core::journal::{Journal, Level, Record};
-use celeriac_pool::prefork::{PreforkOptions, PreforkPool};
 use celeriac_pool::python::host::Becomes;
-use celeriac_pool::python::zygote::Zygote;
+use celeriac_pool::python::main::Service;
 use celeriac_pool::python::{Host, Main, StartOptions};
+use celeriac_pool::sys::seqpacket::SeqPacket;
 use celeriac_worker::Worker;
+use celeriac_worker::hooks::Hooks;
 use celeriac_worker::parts::{End, Lane, Parts};
 use celeriac_worker::vitals;
 use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, WaitStatus};
+use serde_json::{Map, Value};
+use tokio::sync::{Notify, mpsc};
 
 use crate::arguments::Global;
 use crate::arguments::worker::{LogFormat, WorkerArguments};
@@ -63,7 +72,13 @@ pub(crate) fn run(
     if global.detached {
         detach::leave_session();
     }
-    let python = interpreter(global.python.as_deref().or(arguments.executable.as_deref()))?;
+    // A program with tasks in Rust takes no Python unless it is asked for a Python app as well.
+    let python = match (&global.native, global.app()) {
+        (Some(_), None) => None,
+        _ => Some(interpreter(
+            global.python.as_deref().or(arguments.executable.as_deref()),
+        )?),
+    };
     if let Some(folder) = &global.workdir {
         std::env::set_current_dir(folder).map_err(|error| {
             Failure::new(format!("--workdir {}: {error}", folder.display()))
@@ -71,17 +86,19 @@ pub(crate) fn run(
         })?;
     }
     let mut options = arguments.options(user_words);
+    let plan = pools::plan(&global.configuration, arguments, &mut options)?;
     options.insert("no_color".to_owned(), global.no_color().into());
     options.insert("quiet".to_owned(), global.quiet.into());
-    let start = StartOptions {
+    let start = python.map(|python| StartOptions {
         python,
         app: global.app(),
         argv: argv(),
         environment: global.environment(),
-        options,
+        options: options.clone(),
+        settings: settings_of(global),
         json_logs: arguments.log_format == LogFormat::Json,
         detaches: global.detached,
-    };
+    });
     celeriac_net::install_tls_provider();
     // One thread: what children say and what their ends say must be read in one place.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -89,7 +106,7 @@ pub(crate) fn run(
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("The worker can't start: {error}")))?;
-    let end = runtime.block_on(start_and_run(global, arguments, start))?;
+    let end = runtime.block_on(start_and_run(global, arguments, options, plan, start))?;
     drop(runtime);
     if end.restarts {
         return Err(restart());
@@ -106,24 +123,41 @@ fn argv() -> Vec<String> {
     std::iter::once("celery".to_owned()).chain(own).collect()
 }
 
+/// The settings over those of a Python app: those of a program in Rust are below what is configured.
+fn settings_of(global: &Global) -> Map<String, Value> {
+    let configured = global.configuration.settings();
+    match &global.native {
+        Some(app) => app.settings_under(configured),
+        None => configured,
+    }
+}
+
 async fn start_and_run(
     global: &Global,
     arguments: &WorkerArguments,
-    start: StartOptions,
+    options: Map<String, Value>,
+    plan: Plan,
+    start: Option<StartOptions>,
 ) -> Result<End, Failure> {
-    let (description, host) = Host::start(&start, Becomes::MainAndZygote).await?;
-    let consumer = settings::consumer(&description, arguments.purge)?;
-    let outlive = consumer
-        .brokers
+    let native = native::tasks(global)?;
+    let (mut description, host) = match &start {
+        Some(start) => {
+            let (description, host) = Host::start(start, Becomes::MainAndZygote).await?;
+            (description, Some(host))
+        }
+        None => (native::describe(global, &native, &options)?, None),
+    };
+    native.add_to(&mut description)?;
+    let pools = pools::assign(plan, arguments, &description)?;
+    let environment = Environment::read(global);
+    let lanes = lanes::lanes(&pools, &description, &environment, &native.names())?;
+    let brokers = settings::brokers_of(&description)?;
+    let outlive = brokers
         .iter()
         .all(|broker| broker.capabilities().tags_outlive_connections);
-    let environment = Environment::read();
     let delays = description.settings.celeriac_delay_store.unwrap_or(true)
-        && consumer
-            .brokers
-            .iter()
-            .all(|broker| broker.capabilities().delays);
-    let limited = settings::limits::limits(&description, &consumer.brokers)?;
+        && brokers.iter().all(|broker| broker.capabilities().delays);
+    let limited = settings::limits::limits(&description, &brokers)?;
     let options = settings::worker(
         &description,
         &environment,
@@ -131,8 +165,8 @@ async fn start_and_run(
         outlive,
         delays,
         &limited,
+        &lanes,
     )?;
-    let limits = settings::pool(&description)?;
     let daemon = &description.daemon;
     privileges::become_user(daemon.uid, daemon.gid).map_err(|error| {
         Failure::new(format!("The user can't be changed: {error}"))
@@ -150,15 +184,16 @@ async fn start_and_run(
     let has_terminal = std::io::stdout().is_terminal();
     let orders = signals::watch(has_terminal).map_err(failed)?;
 
-    let host_pid = host.pid();
-    let (control, zygote) = host.split().await?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let (main, service, from_main) = Main::new(control);
+    let python = match host {
+        Some(host) => Some(Python::split(host).await?),
+        None => None,
+    };
     let journal = journal::open(
         &description.logging,
         arguments.log_format,
         Arc::clone(&clock),
-        &main,
+        python.as_ref().map(|python| &python.main),
     )
     .map_err(|error| {
         let file = description
@@ -174,7 +209,7 @@ async fn start_and_run(
     if global.detached {
         detach::started().map_err(failed)?;
     }
-    write_notices(&description, arguments, &*journal);
+    write_notices(&description, global, arguments, &*journal);
     for warning in limited.warnings {
         journal.write(Record::new(Level::Warning, "celery.worker", warning));
     }
@@ -195,33 +230,64 @@ async fn start_and_run(
                 .with_hint("name a free address: --health-address HOST:PORT")
         })?;
     }
-    let size = description.worker.pool_size().0;
-    let pool_options = PreforkOptions {
-        size,
-        limits,
-        watch: settings::watch(&description),
-        start,
+    let engine = native.engine(&description, &clock, &journal)?;
+    let (python, zygote) = match python {
+        Some(Python {
+            zygote,
+            main,
+            pid,
+            service,
+            asked,
+            died,
+        }) => (Some((main, pid, service, asked, died)), Some(zygote)),
+        None => (None, None),
     };
-    let (pool, main_forks) =
-        PreforkPool::new(pool_options, Zygote::new(zygote), Arc::clone(&clock)).map_err(failed)?;
-    let serving = tokio::spawn(service.run(move || {
-        let main_forks = main_forks.clone();
-        async move { main_forks.fork().await }
-    }));
+    let (made, forks) = pool::pools(
+        &lanes,
+        &description,
+        engine.as_ref(),
+        start.zip(zygote),
+        &clock,
+    )
+    .await?;
+    let mut parting = None;
+    let (mut asked, mut main_died, mut main_hooks) = (None, None, None);
+    if let (Some((main, pid, service, of_main, died)), Some(forks)) = (python, forks) {
+        let run = service.run(move || {
+            let forks = forks.clone();
+            async move { forks.fork().await }
+        });
+        (asked, main_died) = (Some(of_main), Some(died));
+        main_hooks = Some(hooks::MainHooks(main.clone()));
+        parting = Some((main, pid, tokio::spawn(run)));
+    }
+    let hooks = match (&engine, main_hooks) {
+        (Some(engine), main) => engine.hooks(main),
+        (None, Some(main)) => Arc::new(main) as Arc<dyn Hooks>,
+        (None, None) => {
+            return Err(Failure::new("The app has no tasks").with_hint("add some: App::task(…)"));
+        }
+    };
+    let consumers = lanes
+        .iter()
+        .map(|lane| settings::consumer(&description, &brokers, lane, arguments.purge))
+        .collect::<Result<Vec<_>, _>>()?;
     let remote = &description.remote;
     let heartbeat = remote.heartbeat.then(|| settings::heartbeat(&description));
-    let bus = settings::bus(&description, consumer.brokers.clone());
+    let bus = settings::bus(&description, brokers);
     let end = Worker::run(Parts {
         options,
-        lanes: vec![Lane {
-            consumer,
-            pool: Box::new(pool),
-        }],
+        lanes: consumers
+            .into_iter()
+            .zip(made)
+            .map(|(consumer, pool)| Lane { consumer, pool })
+            .collect(),
         bus,
         limit_store: limited.store,
-        hooks: Arc::new(hooks::MainHooks(main.clone())),
-        asked: from_main.asked,
-        main_died: from_main.died,
+        hooks,
+        // Without main nothing is asked.
+        asked: asked.unwrap_or_else(|| mpsc::channel(1).1),
+        main_died: main_died.unwrap_or_default(),
         journal,
         clock,
         orders,
@@ -236,7 +302,7 @@ async fn start_and_run(
         has_consumer_steps: description.has_consumer_steps,
     })
     .await;
-    if !end.at_once {
+    if let (false, Some((main, host_pid, serving))) = (end.at_once, parting) {
         main.leave();
         if tokio::time::timeout(EXIT_HANDLERS, serving).await.is_err() {
             console::error(&format!(
@@ -249,6 +315,37 @@ async fn start_and_run(
         wait_for_processes().await;
     }
     Ok(end)
+}
+
+/// The processes of a Python app, and what main tells.
+struct Python {
+    pid: u32,
+    main: Main,
+    service: Service,
+    zygote: SeqPacket,
+    asked: mpsc::Receiver<(String, Map<String, Value>)>,
+    died: Arc<Notify>,
+}
+
+impl Python {
+    async fn split(host: Host) -> Result<Self, Failure> {
+        let pid = host.pid();
+        let (control, zygote) = host.split().await?;
+        let (main, service, from_main) = Main::new(control);
+        Ok(Self {
+            pid,
+            main,
+            service,
+            zygote,
+            asked: from_main.asked,
+            died: from_main.died,
+        })
+    }
+}
+
+/// Whether log lines are coloured: on a terminal, unless nobody wants it.
+fn has_colors(global: &Global) -> bool {
+    global.no_color() != Some(true) && std::io::stderr().is_terminal()
 }
 
 fn lock(path: &Path) -> Result<Pidfile, Failure> {
@@ -268,41 +365,26 @@ fn lock(path: &Path) -> Result<Pidfile, Failure> {
 }
 
 /// Says what the operator should know about the app and the options.
-fn write_notices(description: &Description, arguments: &WorkerArguments, journal: &dyn Journal) {
+fn write_notices(
+    description: &Description,
+    global: &Global,
+    arguments: &WorkerArguments,
+    journal: &dyn Journal,
+) {
     let threads = description.threads.iter().map(|thread| {
         format!(
             "The app started the thread {thread:?} while it was loaded. It lives on in the main \
              process; the processes that run tasks do not have it."
         )
     });
+    let configured = global.configuration.warnings().iter();
+    let configured = configured
+        .map(ToString::to_string)
+        .chain(description.own_settings.slips());
     let all = description.warnings.iter().cloned().chain(threads);
-    for notice in all.chain(arguments.notices()) {
+    for notice in all.chain(configured).chain(arguments.notices()) {
         journal.write(Record::new(Level::Warning, "celery.worker", notice));
     }
-}
-
-/// A word of the command line, any password of a URL in it masked.
-fn without_password(word: &str) -> String {
-    let mut shown = String::with_capacity(word.len());
-    let mut rest = word;
-    while let Some(at) = rest.find("://") {
-        let (scheme, after) = rest.split_at(at + "://".len());
-        shown.push_str(scheme);
-        // A list of URLs is separated by semicolons. A password may hold an `@` that is not
-        // quoted: everything up to the last one is masked.
-        let end = after.find(';').unwrap_or(after.len());
-        let (url, next) = after.split_at(end);
-        match url.rsplit_once('@') {
-            Some((credentials, address)) => {
-                let user = credentials.split_once(':').map_or("", |(user, _)| user);
-                let _ = write!(shown, "{user}:**@{address}");
-            }
-            None => shown.push_str(url),
-        }
-        rest = next;
-    }
-    shown.push_str(rest);
-    shown
 }
 
 /// Waits for what is left of the processes below this one: they would be nobody's after `exec`.
@@ -325,31 +407,10 @@ fn restart() -> Failure {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let shown: Vec<_> = arguments
         .iter()
-        .map(|word| without_password(&word.to_string_lossy()))
+        .map(|word| without_passwords(&word.to_string_lossy()))
         .collect();
     console::print(&format!("Restarting celery worker ({})\n", shown.join(" ")));
     let program = std::env::current_exe().unwrap_or_else(|_| "celeriac".into());
     let error = Command::new(program).args(arguments).exec();
     Failure::new(format!("The worker can't be started again: {error}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn passwords_are_masked() {
-        for (word, shown) in [
-            ("-b", "-b"),
-            ("redis://:secret@host/0", "redis://:**@host/0"),
-            (
-                "--broker=redis://u:se@cret@host",
-                "--broker=redis://u:**@host",
-            ),
-            ("redis://h/0;redis://:b@c/1", "redis://h/0;redis://:**@c/1"),
-            ("sqla+sqlite:///file.db", "sqla+sqlite:///file.db"),
-        ] {
-            assert_eq!(without_password(word), shown);
-        }
-    }
 }

@@ -5,29 +5,29 @@ use std::time::Duration;
 
 use bytestring::ByteString;
 use celeriac_config::Description;
-use celeriac_config::description::Remote;
+use celeriac_config::description::{DescribedQueue, Remote, WorkerOptions};
 use celeriac_core::broker::Broker;
 use celeriac_core::bus::BusOptions;
 use celeriac_pool::memory::WatchOptions;
 use celeriac_pool::prefork::machine::{Limits, MemoryLimits};
 use celeriac_protocol::{AcceptContent, RateLimit};
-use celeriac_worker::autoscale::Autoscale;
 use celeriac_worker::control::bus;
-use celeriac_worker::core::{Consumed, LaneOptions, Options, RemoteOptions};
+use celeriac_worker::core::{Consumed, Options, RemoteOptions};
 use celeriac_worker::events::EventOptions;
 use celeriac_worker::receive::consumer;
 use celeriac_worker::receive::failover::{RetryPolicy, Strategy};
 use celeriac_worker::shutdown::Deadline;
 use jiff::tz::TimeZone;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
+use super::lanes::LaneOf;
 use crate::app_broker::{Unusable, brokers};
+use crate::arguments::Global;
 
 pub(super) mod limits;
 mod store;
 
 /// How many tasks wait for their rate limit in memory where Celery would hold any number.
-const MOST_THROTTLED: usize = 1000;
 /// Celery's `worker_proc_alive_timeout`.
 const START_TIMEOUT: Duration = Duration::from_secs(4);
 /// A child is ended at so many times what it may hold after its task.
@@ -48,9 +48,9 @@ pub(super) struct Environment {
 }
 
 impl Environment {
-    /// Those of this process.
-    pub(super) fn read() -> Self {
-        let variable = |name| std::env::var(name).ok();
+    /// Those of this process, or of `.env`.
+    pub(super) fn read(global: &Global) -> Self {
+        let variable = |name| global.variable([name]);
         Self {
             autoscale_keepalive: variable("AUTOSCALE_KEEPALIVE"),
             remap_sigterm: variable("REMAP_SIGTERM"),
@@ -67,22 +67,13 @@ pub(super) fn worker(
     tags_outlive_connections: bool,
     delays: bool,
     limited: &limits::Limited,
+    lanes: &[LaneOf],
 ) -> Result<Options, Unusable> {
     let worker = &description.worker;
-    let keepalive = environment
-        .autoscale_keepalive
-        .as_deref()
-        .and_then(|seconds| seconds.parse().ok())
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .unwrap_or(Autoscale::KEEPALIVE);
     let rate_limits = if worker.disable_rate_limits {
         Vec::new()
     } else {
         rate_limits(description)?
-    };
-    let throttled = match usize::try_from(worker.prefetch_multiplier) {
-        Ok(multiplier @ 1..) => multiplier.saturating_mul(worker.pool_size().1.max(1)),
-        _ => MOST_THROTTLED,
     };
     let tasks = &description.tasks;
     Ok(Options {
@@ -94,16 +85,7 @@ pub(super) fn worker(
         rate_limits,
         limits_rates: !worker.disable_rate_limits,
         accept: AcceptContent::new(description.accept_content.iter().cloned()),
-        lanes: vec![LaneOptions {
-            name: None,
-            time_limits: worker.time_limits(),
-            autoscale: worker
-                .autoscale
-                .map(|(max, min)| Autoscale::new(max, min, keepalive)),
-            throttled_limit: throttled,
-            runs: None,
-            pool_info: pool_info(description),
-        }],
+        lanes: lanes.iter().map(|lane| lane.options.clone()).collect(),
         spills_throttled: worker.prefetch_multiplier <= 0,
         limits: Arc::clone(&limited.limits),
         limit_holder: uuid::Uuid::new_v4().simple().to_string(),
@@ -126,7 +108,7 @@ pub(super) fn worker(
         signals_received: description.has_receivers("task_received"),
         signals_rejected: description.has_receivers("task_rejected"),
         received_format: description.logging.received_format.clone(),
-        remote: remote(description),
+        remote: remote(description, lanes),
     })
 }
 
@@ -176,28 +158,14 @@ fn deadline(
     }
 }
 
-/// What `inspect stats` tells of the pool.
-fn pool_info(description: &Description) -> Map<String, Value> {
-    let worker = &description.worker;
-    // In JSON the limits are null where there are none.
-    let per_child = worker
-        .max_tasks_per_child
-        .map_or_else(|| json!("N/A"), |tasks| json!(tasks));
-    let pool_info = json!({
-        "implementation": "celery.concurrency.prefork:TaskPool",
-        "max-tasks-per-child": per_child,
-        "put-guarded-by-semaphore": false,
-        "timeouts": [worker.soft_time_limit.clone().unwrap_or_else(|| 0.into()),
-                     worker.time_limit.clone().unwrap_or_else(|| 0.into())],
-    });
-    match pool_info {
-        Value::Object(members) => members,
-        _ => Map::new(),
-    }
+/// The lane that serves a queue.
+fn lane_of(lanes: &[LaneOf], queue: &str) -> usize {
+    let serves = |lane: &LaneOf| lane.queues.as_ref().is_some_and(|it| it.contains(queue));
+    lanes.iter().position(serves).unwrap_or(0)
 }
 
 /// What the worker must know for remote control and events.
-fn remote(description: &Description) -> RemoteOptions {
+fn remote(description: &Description, lanes: &[LaneOf]) -> RemoteOptions {
     let (worker, remote) = (&description.worker, &description.remote);
     let pid = std::process::id();
     let events = sends_events(description).then(|| EventOptions {
@@ -234,7 +202,7 @@ fn remote(description: &Description) -> RemoteOptions {
             .map(|described| Consumed {
                 name: described.queue.name.clone(),
                 info: described.info.clone(),
-                lane: 0,
+                lane: lane_of(lanes, &described.queue.name),
             })
             .collect(),
         software: ["py-celery", &remote.sw_ver, &remote.sw_sys].map(str::to_owned),
@@ -300,16 +268,26 @@ fn rate_limits(description: &Description) -> Result<Vec<(ByteString, RateLimit)>
     Ok(limits)
 }
 
-/// Where messages come from.
+/// Where messages are.
+pub(super) fn brokers_of(description: &Description) -> Result<Vec<Arc<dyn Broker>>, Unusable> {
+    let node = Some(description.worker.hostname.clone());
+    brokers(&description.broker, &description.settings, node)
+}
+
+/// Where the messages of a lane come from.
 pub(super) fn consumer(
     description: &Description,
+    brokers: &[Arc<dyn Broker>],
+    lane: &LaneOf,
     purge: bool,
 ) -> Result<consumer::Options, Unusable> {
     let settings = &description.settings;
-    let node = Some(description.worker.hostname.clone());
-    let brokers = brokers(&description.broker, settings, node)?;
+    let is_here = |queue: &&DescribedQueue| {
+        let queues = lane.queues.as_ref();
+        queues.is_none_or(|queues| queues.contains(&queue.queue.name))
+    };
     Ok(consumer::Options {
-        brokers,
+        brokers: brokers.to_vec(),
         strategy: Strategy::named(&description.broker.failover_strategy),
         policy: RetryPolicy {
             on_startup: settings.retries_on_startup(),
@@ -321,6 +299,7 @@ pub(super) fn consumer(
         queues: description
             .queues
             .iter()
+            .filter(is_here)
             .map(|described| described.queue.clone())
             .collect(),
         purge,
@@ -328,11 +307,11 @@ pub(super) fn consumer(
     })
 }
 
-/// Limits on the pool's processes.
-pub(super) fn pool(description: &Description) -> Result<Limits, Unusable> {
+/// Limits on the processes of a pool with these options.
+pub(super) fn pool(description: &Description, worker: &WorkerOptions) -> Result<Limits, Unusable> {
     Ok(Limits {
-        max_tasks_per_child: description.worker.max_tasks_per_child,
-        memory: memory(description)?,
+        max_tasks_per_child: worker.max_tasks_per_child,
+        memory: memory(description, worker)?,
         start_timeout: description
             .settings
             .worker_proc_alive_timeout
@@ -342,10 +321,10 @@ pub(super) fn pool(description: &Description) -> Result<Limits, Unusable> {
 }
 
 /// Limits of a child's memory. Zero is none, as Celery has it.
-fn memory(description: &Description) -> Result<MemoryLimits, Unusable> {
+fn memory(description: &Description, worker: &WorkerOptions) -> Result<MemoryLimits, Unusable> {
     let settings = &description.settings;
     let limit = |limit: Option<u64>| limit.filter(|limit| *limit > 0);
-    let replace = limit(description.worker.max_memory_per_child);
+    let replace = limit(worker.max_memory_per_child);
     let soft = limit(settings.celeriac_soft_memory_per_child);
     let hard = match settings.celeriac_hard_memory_per_child {
         None => replace.map(|limit| limit.saturating_mul(HARD_MEMORY)),

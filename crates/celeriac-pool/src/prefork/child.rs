@@ -1,5 +1,6 @@
 //! A child in the world: its channel, its control page and its process.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -24,6 +25,10 @@ pub(super) struct Child {
     pub(super) page: ControlPage,
     pub(super) process: Option<ProcessHandle>,
     pub(super) reader: AbortHandle,
+    /// Whether it runs many jobs at once, and reads messages while it does.
+    pub(super) is_shared: bool,
+    /// What its channel had no room for.
+    pub(super) unsent: VecDeque<[u8; 16]>,
 }
 
 /// A message that a child has not read.
@@ -71,15 +76,41 @@ impl Child {
     }
 
     /// Raises the exception of a soft limit in a job.
-    pub(super) fn raise(&self, job: RequestKey, limit: SoftLimit) {
+    pub(super) fn raise(&mut self, job: RequestKey, limit: SoftLimit) {
         let number = match limit {
             SoftLimit::Time => 0,
             SoftLimit::Memory => 1,
             SoftLimit::Shutdown => 2,
         };
+        if self.is_shared {
+            return self.order(frame::soft_limit(job.0, number));
+        }
         match self.page.set_soft_limit_target(job.0, number) {
             Ok(()) => self.signal(Kill::Signal(Signal::SIGUSR1 as i32)),
             Err(error) => tracing::error!(%error, "a soft limit could not be raised"),
+        }
+    }
+
+    /// Ends one job of many.
+    pub(super) fn terminate(&mut self, job: RequestKey) {
+        self.order(frame::terminate(job.0));
+    }
+
+    /// Sends an order about a job, as soon as there is room for it. There are as many as jobs at
+    /// most, but for those of an operator, who can wait.
+    fn order(&mut self, order: [u8; 16]) {
+        self.unsent.push_back(order);
+        self.flush();
+    }
+
+    /// Sends what there was no room for.
+    pub(super) fn flush(&mut self) {
+        while let Some(order) = self.unsent.front() {
+            match self.channel.try_send(&[order], &[]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // One that can't be told is gone.
+                _ => drop(self.unsent.pop_front()),
+            }
         }
     }
 

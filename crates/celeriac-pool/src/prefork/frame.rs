@@ -12,9 +12,14 @@ use serde::Deserialize;
 /// Kinds of messages to a child.
 const JOB: u8 = 1;
 const LEAVE: u8 = 2;
+const SOFT_LIMIT: u8 = 3;
+const TERMINATE: u8 = 4;
 /// Kinds of messages from a child.
 const UP: u8 = 1;
 const DONE: u8 = 2;
+const STARTED: u8 = 3;
+/// The outcome of a job that was ended as its child was told.
+const TERMINATED: u8 = 9;
 
 const IN_FILE: u8 = 1;
 const LAST: u8 = 2;
@@ -106,6 +111,24 @@ pub fn leave() -> [u8; 1] {
     [LEAVE]
 }
 
+/// Raises a soft limit in one job of many: 0 for that of time, 1 for that of memory, 2 for that of a
+/// shutdown.
+pub fn soft_limit(job: u64, limit: u8) -> [u8; 16] {
+    about_job(SOFT_LIMIT, limit, job)
+}
+
+/// Ends one job of many.
+pub fn terminate(job: u64) -> [u8; 16] {
+    about_job(TERMINATE, 0, job)
+}
+
+fn about_job(kind: u8, detail: u8, job: u64) -> [u8; 16] {
+    let mut message = [0; 16];
+    message[..2].copy_from_slice(&[kind, detail]);
+    message[8..].copy_from_slice(&job.to_le_bytes());
+    message
+}
+
 /// The number of the job in a message that was taken back.
 pub fn job_number(message: &[u8]) -> Option<u64> {
     match message {
@@ -121,6 +144,16 @@ pub fn job_number(message: &[u8]) -> Option<u64> {
 pub enum ChildMessage {
     /// It can work.
     Up,
+    /// It has begun these of the many jobs that it runs at once.
+    Started {
+        /// Their numbers.
+        jobs: Vec<u64>,
+    },
+    /// A job of many was ended as it was told.
+    Terminated {
+        /// Its number.
+        job: u64,
+    },
     /// A job has ended.
     Done {
         /// Its number.
@@ -140,6 +173,15 @@ pub fn read(message: &[u8]) -> ChildMessage {
 fn try_read(message: &[u8]) -> Option<ChildMessage> {
     match message {
         [UP, ..] => Some(ChildMessage::Up),
+        [STARTED, _, _, _, _, _, _, _, jobs @ ..] => {
+            let (jobs, rest) = jobs.as_chunks();
+            let jobs = jobs.iter().map(|job| u64::from_le_bytes(*job)).collect();
+            rest.is_empty().then_some(ChildMessage::Started { jobs })
+        }
+        [DONE, TERMINATED, _, _, _, _, _, _, rest @ ..] => {
+            let job = u64::from_le_bytes(*rest.first_chunk()?);
+            Some(ChildMessage::Terminated { job })
+        }
         [DONE, kind, _, _, _, _, _, _, rest @ ..] => {
             let (job, rest) = rest.split_first_chunk()?;
             let (runtime, detail) = rest.split_first_chunk()?;
@@ -372,6 +414,15 @@ mod tests {
             })
         );
         assert_eq!(try_read(&[UP]), Some(ChildMessage::Up));
+        assert_eq!(
+            try_read(&done(TERMINATED, f64::NAN, b"")),
+            Some(ChildMessage::Terminated { job: 9 })
+        );
+        let mut started = vec![STARTED, 0, 0, 0, 0, 0, 0, 0];
+        started.extend([3_u64, 4].iter().flat_map(|job| job.to_le_bytes()));
+        let jobs = vec![3, 4];
+        assert_eq!(try_read(&started), Some(ChildMessage::Started { jobs }));
+        assert_eq!(read(&started[..20]), ChildMessage::Nonsense);
         assert_eq!(read(&done(99, 0.0, b"")), ChildMessage::Nonsense);
         assert_eq!(try_read(&done(1, 0.0, b"no json")), None);
     }

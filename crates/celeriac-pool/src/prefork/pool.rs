@@ -23,7 +23,8 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
 use super::child::{Child, Unread, is_gone, read_messages};
 use super::frame::{self, ChildMessage};
-use super::machine::{Action, Kill, Limits, Machine};
+use super::kind::PoolKind;
+use super::machine::{Action, Kill, Limits, Machine, Shape};
 use crate::memory::pressure::{self, Gauge};
 use crate::memory::{MemoryWatch, Pressure, WatchOptions, pace};
 use crate::python::host::Becomes;
@@ -50,10 +51,14 @@ const KERNEL_LOG: &str = "/dev/kmsg";
 /// Numbers of mains that the zygote forks: those of children begin at 1.
 const MAIN_NUMBER: u32 = 0;
 
-/// What a prefork pool is made of.
+/// What a pool of Python tasks is made of.
 #[derive(Debug, Clone)]
 pub struct PreforkOptions {
-    /// Number of children.
+    /// What its children do.
+    pub kind: PoolKind,
+    /// Number of children, where each runs many jobs at once.
+    pub processes: usize,
+    /// Number of jobs at once: of children, where each runs one.
     pub size: usize,
     /// Limits on each child.
     pub limits: Limits,
@@ -82,6 +87,7 @@ impl MainForks {
 /// Children forked from a zygote.
 pub struct PreforkPool {
     machine: Machine,
+    kind: PoolKind,
     clock: Arc<dyn Clock>,
     start: StartOptions,
     zygote: Option<Zygote>,
@@ -123,7 +129,12 @@ impl PreforkPool {
             ticks
         };
         let pool = Self {
-            machine: Machine::new(options.size, options.limits),
+            machine: Machine::with_shape(
+                options.kind.shape(options.processes),
+                options.size,
+                options.limits,
+            ),
+            kind: options.kind,
             clock,
             start: options.start,
             zygote: Some(zygote),
@@ -163,8 +174,13 @@ impl PreforkPool {
                     Action::Send { number, job, after } => self.send(number, job, after),
                     Action::Leave { number } => self.tell_to_leave(number),
                     Action::SoftLimit { number, key, limit } => {
-                        if let Some(child) = self.children.get(&number) {
+                        if let Some(child) = self.children.get_mut(&number) {
                             child.raise(key, limit);
+                        }
+                    }
+                    Action::Terminate { number, key } => {
+                        if let Some(child) = self.children.get_mut(&number) {
+                            child.terminate(key);
                         }
                     }
                     Action::Kill { number, kill } => self.kill_child(number, kill),
@@ -200,7 +216,8 @@ impl PreforkPool {
             .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
         let (channel, their_end) = seqpacket::pair()?;
         let page = ControlPage::new()?;
-        zygote.fork_child(number, index, &their_end, page.file().as_fd())?;
+        let kind = self.kind.name();
+        zygote.fork_child(number, index, kind, &their_end, page.file().as_fd())?;
         let channel = Arc::new(channel);
         let reading = read_messages(number, Arc::clone(&channel), self.to_messages.clone());
         let reader = tokio::spawn(reading).abort_handle();
@@ -212,6 +229,8 @@ impl PreforkPool {
                 page,
                 process: None,
                 reader,
+                is_shared: matches!(self.kind.shape(1), Shape::Shared { .. }),
+                unsent: VecDeque::new(),
             },
         );
         Ok(())
@@ -277,7 +296,18 @@ impl PreforkPool {
 
     fn child_said(&mut self, number: u32, message: ChildMessage) {
         let now = self.now();
+        if let Some(child) = self.children.get_mut(&number) {
+            // It has read something: there may be room.
+            child.flush();
+        }
         match message {
+            ChildMessage::Started { jobs } => {
+                let keys: Vec<RequestKey> = jobs.into_iter().map(RequestKey).collect();
+                self.machine.begun(number, &keys, now);
+            }
+            ChildMessage::Terminated { job } => {
+                self.machine.terminated(number, RequestKey(job), now);
+            }
             ChildMessage::Up => self.machine.up(number, now),
             // Its job is lost with it, as if it had died by itself: no job is without an end.
             ChildMessage::Nonsense => {

@@ -6,7 +6,7 @@ use std::io::{self, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::shim;
 
@@ -25,16 +25,21 @@ bootstrap = {'__name__': 'celeriac.bootstrap'}
 exec(sources['bootstrap'], bootstrap)
 sys.meta_path.insert(0, bootstrap['Embedded'](sources['modules']))
 from celeriac.host.client import main
-main()
+main(sources['settings'])
 ";
 
-/// The host's sources in a file of memory, which a program that takes this one's place inherits.
+/// The host's sources in a file of memory, which a program that takes this one's place inherits, and
+/// settings that count over the app's own.
 ///
 /// # Errors
 /// When there is no memory for it, or no descriptor.
-pub fn sources() -> io::Result<OwnedFd> {
+pub fn sources(settings: &Map<String, Value>) -> io::Result<OwnedFd> {
     let mut file = File::from(memfd_create("celeriac", MemfdFlags::empty())?);
-    let sources = json!({ "bootstrap": shim::BOOTSTRAP, "modules": shim::modules() });
+    let sources = json!({
+        "bootstrap": shim::BOOTSTRAP,
+        "modules": shim::modules(),
+        "settings": settings,
+    });
     file.write_all(sources.to_string().as_bytes())?;
     file.rewind()?;
     Ok(file.into())
@@ -50,7 +55,7 @@ mod tests {
     /// Celery need not be there: it is missed in the words of `celeriac.host.client`.
     #[test]
     fn an_interpreter_finds_the_sources() {
-        let sources = sources().unwrap();
+        let sources = sources(&Map::new()).unwrap();
         let output = Command::new("python3")
             .args(["-I", "-c", LOADER, &sources.as_raw_fd().to_string()])
             .arg("--version")

@@ -32,6 +32,8 @@ pub struct StartOptions {
     pub environment: Vec<(String, OsString)>,
     /// The worker's options by their names on Celery's command line.
     pub options: Map<String, Value>,
+    /// Settings that count over the app's own, by their names: [`celeriac_config::layers`].
+    pub settings: Map<String, Value>,
     /// Whether log records are to be JSON.
     pub json_logs: bool,
     /// Whether to leave the terminal alone once the start is done.
@@ -124,6 +126,7 @@ impl Host {
             "app": options.app,
             "argv": options.argv,
             "options": options.options,
+            "settings": options.settings,
             "log_format": if options.json_logs { "json" } else { "celery" },
             "only_zygote": becomes == Becomes::Zygote,
             "detaches": options.detaches,

@@ -53,7 +53,7 @@ impl Zygote {
         Self { channel }
     }
 
-    /// Orders a child. Both descriptors are the child's from then on.
+    /// Orders a child of this kind of pool. Both descriptors are the child's from then on.
     ///
     /// # Errors
     /// When the zygote is gone.
@@ -61,10 +61,13 @@ impl Zygote {
         &self,
         number: u32,
         index: usize,
+        kind: &str,
         channel: &OwnedFd,
         page: BorrowedFd<'_>,
     ) -> io::Result<()> {
-        let order = format!(r#"{{"fork": "child", "number": {number}, "index": {index}}}"#);
+        let order = format!(
+            r#"{{"fork": "child", "number": {number}, "index": {index}, "pool": "{kind}"}}"#
+        );
         self.channel
             .try_send(&[order.as_bytes()], &[channel.as_fd(), page])
     }

@@ -49,7 +49,9 @@ pub fn cause(loss: LossCause, evidence: &Evidence) -> Cause {
         LossCause::TimeLimit => Cause::TimeLimit,
         _ if evidence.oom.is_some() => Cause::OutOfMemory,
         LossCause::Died(ExitStatus::Code(_)) => Cause::Exited,
-        LossCause::Died(_) | LossCause::Terminated | LossCause::Unread => Cause::Killed,
+        LossCause::Died(_) | LossCause::Terminated | LossCause::Unread | LossCause::Neighbor => {
+            Cause::Killed
+        }
     }
 }
 

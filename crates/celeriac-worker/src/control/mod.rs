@@ -9,5 +9,5 @@ pub mod info;
 pub mod mailbox;
 pub mod matcher;
 pub mod mingle;
-pub mod python;
+pub use celeriac_protocol::python;
 pub mod signature;

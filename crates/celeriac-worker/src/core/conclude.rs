@@ -350,6 +350,15 @@ impl Core {
                 return self.never_began(key, now);
             }
             LossCause::Unread => exited_prematurely(ExitStatus::Unknown, Some(key)),
+            // Not its doing: it counts as no death, and a message that is still there comes again.
+            LossCause::Neighbor if request.task.acks_late && !request.is_settled => {
+                self.settle(key, Fate::Requeue);
+                self.remove(key);
+                return;
+            }
+            LossCause::Neighbor => {
+                format!("Worker exited prematurely: killed for another of its tasks Job: {key}.")
+            }
         };
         let loss = Loss {
             reason,

@@ -176,15 +176,17 @@ impl Channel {
         Ok(())
     }
 
-    /// Publishes on a channel with confirms; what the server says is told when it does.
+    /// Publishes on a channel with confirms; what the server says is told when it does. That no queue
+    /// wants a message it tells only where that is `mandatory`.
     pub(in crate::amqp) fn publish_confirmed(
         &self,
         exchange: &str,
         routing_key: &str,
+        mandatory: bool,
         properties: &[u8],
         body: &[u8],
     ) -> Result<Confirmed, Failure> {
-        let request = method::publish(exchange, routing_key, true)?;
+        let request = method::publish(exchange, routing_key, mandatory)?;
         let mut state = self.0.shared.state();
         state.publish(self.0.number, &request, properties, body)?;
         let confirmed = state.confirm(self.0.number, exchange, routing_key);

@@ -24,14 +24,18 @@ const SETUP: [&str; 2] = [
                  sql_mode = 'STRICT_TRANS_TABLES'",
 ];
 
-pub(super) struct Address {
+/// A server and a database, and as whom to use it.
+pub struct Address {
     options: Opts,
     connect_timeout: Duration,
 }
 
 impl Address {
     /// Reads the URL, and the options that are SQLAlchemy's `connect_args`.
-    pub(super) fn new(url: &ServerUrl, options: &Options) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// When one of them makes no sense.
+    pub fn new(url: &ServerUrl, options: &Options) -> Result<Self, Error> {
         let given = Given { url, options };
         let option = |name: &str| given.text(name);
 
@@ -61,7 +65,11 @@ impl Address {
         })
     }
 
-    pub(super) async fn connect(&self) -> Result<Connection, Error> {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When the server can't be reached, or refuses.
+    pub async fn connect(&self) -> Result<Connection, Error> {
         Connection::open(self.options.clone(), self.connect_timeout).await
     }
 }

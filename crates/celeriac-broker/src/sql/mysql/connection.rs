@@ -12,7 +12,8 @@ use super::error::broker_error;
 /// No statement takes so long, unless the table is locked or the server is out of reach.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-pub(super) struct Connection {
+/// A connection.
+pub struct Connection {
     inner: Conn,
 }
 
@@ -23,7 +24,10 @@ impl Connection {
     }
 
     /// Runs statements that hold nothing but numbers and names, and answers with their rows.
-    pub(super) async fn run<T: FromRow + Send + 'static>(
+    ///
+    /// # Errors
+    /// What the server said, or that it said nothing.
+    pub async fn run<T: FromRow + Send + 'static>(
         &mut self,
         statements: String,
     ) -> Result<Vec<T>, Error> {
@@ -43,12 +47,18 @@ impl Connection {
     }
 
     /// As [`Connection::run`], for statements without rows.
-    pub(super) async fn execute(&mut self, statements: String) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// What the server said, or that it said nothing.
+    pub async fn execute(&mut self, statements: String) -> Result<(), Error> {
         self.run::<Row>(statements).await.map(drop)
     }
 
     /// The first row that a statement with parameters answers with.
-    pub(super) async fn first<T: FromRow + Send + 'static>(
+    ///
+    /// # Errors
+    /// What the server said, or that it said nothing.
+    pub async fn first<T: FromRow + Send + 'static>(
         &mut self,
         statement: &str,
         parameters: impl Into<Params> + Send,
@@ -61,7 +71,10 @@ impl Connection {
     }
 
     /// All rows that a statement with parameters answers with.
-    pub(super) async fn all<T: FromRow + Send + 'static>(
+    ///
+    /// # Errors
+    /// What the server said, or that it said nothing.
+    pub async fn all<T: FromRow + Send + 'static>(
         &mut self,
         statement: &str,
         parameters: impl Into<Params> + Send,
@@ -74,7 +87,10 @@ impl Connection {
     }
 
     /// Executes a statement with parameters, and tells how many rows that changed.
-    pub(super) async fn change(
+    ///
+    /// # Errors
+    /// What the server said, or that it said nothing.
+    pub async fn change(
         &mut self,
         statement: &str,
         parameters: impl Into<Params> + Send,

@@ -24,7 +24,8 @@ use celeriac_net::ServerUrl;
 use super::store::{Engine, Store};
 use super::tables::Tables;
 use crate::open::Options;
-use address::Address;
+pub use address::Address;
+pub use connection::Connection;
 use store::MysqlStore;
 
 /// A database of a MariaDB or MySQL server that holds queues.

@@ -15,7 +15,7 @@ use super::error::is_deadlock;
 use super::schema::{self, Found};
 use crate::sql::fates::{Change, Fates};
 use crate::sql::pace::Pace;
-use crate::sql::store::{self, Beat, Claims, Revoked, Store};
+use crate::sql::store::{self, Beat, Claims, Revoked, Sent, Store};
 use crate::sql::tables::Tables;
 
 /// How often a transaction is made again that the server has rolled back.
@@ -194,6 +194,24 @@ impl MysqlStore {
             .await
     }
 
+    /// All or none, in their order.
+    async fn insert_all(&mut self, rows: Vec<(i64, String)>) -> Result<(), Error> {
+        let message = &self.tables.message;
+        let (column, id) = self.next_id("message_id_sequence");
+        let values = vec![format!("({id} 1, NULL, ?, 1, ?)"); rows.len()].join(", ");
+        let statement = format!(
+            "INSERT INTO {message} ({column} visible, timestamp, payload, version, queue_id)
+             VALUES {values}"
+        );
+        let parameters = rows.into_iter().flat_map(|(queue, payload)| {
+            let parameters: [mysql_async::Value; 2] = [payload.into(), queue.into()];
+            parameters
+        });
+        let parameters = mysql_async::Params::Positional(parameters.collect());
+        self.connection.change(&statement, parameters).await?;
+        Ok(())
+    }
+
     pub(super) async fn insert(&mut self, queue: i64, payload: &str) -> Result<(), Error> {
         let message = &self.tables.message;
         let (column, id) = self.next_id("message_id_sequence");
@@ -326,9 +344,21 @@ impl Store for MysqlStore {
         Ok(size.unwrap_or_default())
     }
 
-    async fn publish(&mut self, queue: &str, payload: &str) -> Result<(), Error> {
-        let id = self.queue_id(queue).await?;
-        self.insert(id, payload).await
+    async fn publish(&mut self, messages: Vec<Sent>) -> Result<(), Error> {
+        let mut rows = Vec::with_capacity(messages.len());
+        let mut ids = HashMap::new();
+        for Sent { queue, payload } in messages {
+            let id = match ids.get(&queue) {
+                Some(id) => *id,
+                None => {
+                    let id = self.queue_id(&queue).await?;
+                    ids.insert(queue, id);
+                    id
+                }
+            };
+            rows.push((id, payload));
+        }
+        self.insert_all(rows).await
     }
 
     async fn revoked(&mut self, since: f64) -> Result<Vec<Revoked>, Error> {

@@ -20,7 +20,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// Where Debian's servers and clients meet.
 const SOCKET_FOLDER: &str = "/var/run/postgresql";
 
-pub(super) struct Address {
+/// A server and a database, and as whom to use it.
+pub struct Address {
     config: Config,
     connect_timeout: Duration,
     #[cfg(feature = "tls")]
@@ -29,7 +30,10 @@ pub(super) struct Address {
 
 impl Address {
     /// Reads the URL, and the options that are SQLAlchemy's `connect_args`.
-    pub(super) fn new(url: &ServerUrl, options: &Options) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// When one of them makes no sense.
+    pub fn new(url: &ServerUrl, options: &Options) -> Result<Self, Error> {
         let given = Given { url, options };
         let option = |name: &str| given.text(name);
 
@@ -85,7 +89,11 @@ impl Address {
         })
     }
 
-    pub(super) async fn connect(&self) -> Result<Connection, Error> {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When the server can't be reached, or refuses.
+    pub async fn connect(&self) -> Result<Connection, Error> {
         #[cfg(feature = "tls")]
         let tls = self.tls.clone();
         #[cfg(not(feature = "tls"))]

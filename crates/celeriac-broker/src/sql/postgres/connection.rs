@@ -20,7 +20,7 @@ use super::error::broker_error;
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection; the task ends with it.
-pub(super) struct Connection {
+pub struct Connection {
     client: Client,
     pub(super) news: Arc<News>,
 }
@@ -73,7 +73,10 @@ impl Connection {
     }
 
     /// Waits for an answer, but not for ever.
-    pub(super) async fn answer<T>(
+    ///
+    /// # Errors
+    /// What the server said, or that it said nothing.
+    pub async fn answer<T>(
         &self,
         answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, Error> {
@@ -84,7 +87,10 @@ impl Connection {
     }
 
     /// Whether the connection is still there.
-    pub(super) fn check(&self) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn check(&self) -> Result<(), Error> {
         if self.client.is_closed() {
             return Err(Error::new(
                 ErrorKind::Connection,

@@ -27,7 +27,8 @@ use celeriac_net::ServerUrl;
 use super::store::{Engine, Store};
 use super::tables::Tables;
 use crate::open::Options;
-use address::Address;
+pub use address::Address;
+pub use connection::Connection;
 use store::PostgresStore;
 
 /// A database of a PostgreSQL server that holds queues.

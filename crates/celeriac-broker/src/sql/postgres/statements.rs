@@ -98,14 +98,17 @@ impl Texts<'_> {
         )
     }
 
-    /// $1 queue's id, $2 payload. The trigger tells of it too: told twice in one transaction is
+    /// $1 ids of queues, $2 payloads. The trigger tells of it too: told twice in one transaction is
     /// told once.
     fn publish(self) -> String {
         let message = &self.tables.message;
         self.telling(&format!(
             "put AS (
                  INSERT INTO {message} (id, visible, timestamp, payload, version, queue_id)
-                 VALUES (nextval('message_id_sequence'), true, NULL, $2, 1, $1::int8)
+                 SELECT nextval('message_id_sequence'), true, NULL, payload, 1, queue FROM (
+                     SELECT queue, payload FROM unnest($1::int8[], $2::text[])
+                     WITH ORDINALITY AS sent (queue, payload, place) ORDER BY place
+                 ) AS sent
                  RETURNING queue_id
              )"
         ))

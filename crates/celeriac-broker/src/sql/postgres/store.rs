@@ -16,7 +16,7 @@ use super::statements::Statements;
 use super::types::Text;
 use crate::sql::fates::{Change, Fates, after_death};
 use crate::sql::pace::Pace;
-use crate::sql::store::{self, Beat, Claims, Revoked, Store};
+use crate::sql::store::{self, Beat, Claims, Revoked, Sent, Store};
 use crate::sql::tables::Tables;
 
 /// How many messages of a dead worker are given back at once.
@@ -269,11 +269,25 @@ impl Store for PostgresStore {
         Ok(get::<i64>(&row, 0)? as u64)
     }
 
-    async fn publish(&mut self, queue: &str, payload: &str) -> Result<(), Error> {
-        let id = self.queue_id(queue).await?;
+    async fn publish(&mut self, messages: Vec<Sent>) -> Result<(), Error> {
+        let mut ids = HashMap::new();
+        for Sent { queue, .. } in &messages {
+            if !ids.contains_key(queue) {
+                ids.insert(queue.clone(), self.queue_id(queue).await?);
+            }
+        }
+        let (queues, payloads): (Vec<i64>, Vec<String>) = messages
+            .into_iter()
+            .map(|sent| {
+                (
+                    ids.get(&sent.queue).copied().unwrap_or_default(),
+                    sent.payload,
+                )
+            })
+            .unzip();
         let (connection, sql) = (&self.connection, &self.statements);
         connection
-            .answer(connection.query(&sql.publish, &[&id, &payload]))
+            .answer(connection.query(&sql.publish, &[&queues, &payloads]))
             .await?;
         Ok(())
     }

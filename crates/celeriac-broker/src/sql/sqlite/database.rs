@@ -19,14 +19,17 @@ type Work = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// A handle on the thread. The connection closes when the last handle is gone.
 #[derive(Clone)]
-pub(super) struct Database {
+pub struct Database {
     work: mpsc::Sender<Work>,
     path: PathBuf,
 }
 
 impl Database {
     /// Opens the database and makes what is missing of `schema`.
-    pub(super) async fn open(path: PathBuf, schema: String) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// When it can't be opened.
+    pub async fn open(path: PathBuf, schema: String) -> Result<Self, Error> {
         let (work, mut queue) = mpsc::channel::<Work>(QUEUED_WORK);
         let (opened, is_open) = oneshot::channel();
         let at = path.clone();
@@ -47,7 +50,10 @@ impl Database {
     }
 
     /// Runs `work` on the thread.
-    pub(super) async fn run<T: Send + 'static>(
+    ///
+    /// # Errors
+    /// What SQLite said.
+    pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Error> {

@@ -19,7 +19,7 @@ use celeriac_net::ServerUrl;
 use super::store::{Engine, Store};
 use super::tables::Tables;
 use crate::open::Options;
-use database::Database;
+pub use database::Database;
 
 /// A file that holds queues.
 pub(super) struct Sqlite {

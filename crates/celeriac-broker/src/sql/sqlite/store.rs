@@ -17,7 +17,7 @@ use super::delays;
 use super::lease;
 use super::watch::Watch;
 use crate::sql::fates::Deed;
-use crate::sql::store::{self, Beat, Claims, Revoked, Share, Store};
+use crate::sql::store::{self, Beat, Claims, Revoked, Sent, Share, Store};
 use crate::sql::tables::Tables;
 
 pub(super) struct SqliteStore {
@@ -176,11 +176,15 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn publish(&mut self, queue: &str, payload: &str) -> Result<(), Error> {
-        let (name, payload) = (queue.to_owned(), payload.to_owned());
+    async fn publish(&mut self, messages: Vec<Sent>) -> Result<(), Error> {
         self.run_safely(move |connection, worker| {
-            let id = queue_id(connection, &worker.tables, &name)?;
-            insert(connection, &worker.tables, id, &payload)
+            let transaction =
+                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            for Sent { queue, payload } in messages {
+                let id = queue_id(&transaction, &worker.tables, &queue)?;
+                insert(&transaction, &worker.tables, id, &payload)?;
+            }
+            transaction.commit()
         })
         .await
     }

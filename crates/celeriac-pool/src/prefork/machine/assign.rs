@@ -5,7 +5,7 @@ use std::time::Duration;
 use celeriac_core::pool::{Job, LossCause, PoolEvent, RequestKey};
 
 use super::child::{Assigned, Child, Ending};
-use super::{Action, Machine, Phase, Waiting};
+use super::{Action, Machine, Phase, Shape, Waiting};
 use crate::prefork::frame::AfterJob;
 
 /// Work that a child may have ahead of it, in seconds: enough to cover the way to the broker and
@@ -21,6 +21,9 @@ impl Machine {
     pub fn free(&self, now: Duration) -> usize {
         if self.phase != Phase::Running {
             return 0;
+        }
+        if self.is_shared() {
+            return self.free_places();
         }
         let next = self.estimates.next().max(1e-9);
         let (mut idle, mut more, mut most) = (0, 0, 0);
@@ -45,8 +48,11 @@ impl Machine {
         (idle.min(self.size - self.busy().min(self.size)) + more).saturating_sub(self.waiting.len())
     }
 
-    /// How many children have jobs.
+    /// How many places are taken: children that have jobs, or jobs where these share children.
     pub(super) fn busy(&self) -> usize {
+        if self.is_shared() {
+            return self.children.values().map(|child| child.jobs.len()).sum();
+        }
         self.children
             .values()
             .filter(|child| !child.jobs.is_empty())
@@ -69,6 +75,13 @@ impl Machine {
             // A child that is being replaced counts until it is done: no more than the pool's
             // size run at once.
             let may_begin = self.busy() < self.size;
+            if self.is_shared() {
+                let Some(number) = self.least_busy().filter(|_| may_begin) else {
+                    return;
+                };
+                self.give_waiting(number, now);
+                continue;
+            }
             let idle = self
                 .children
                 .iter()
@@ -77,9 +90,12 @@ impl Machine {
                 .map(|(number, _)| *number)
                 .or_else(|| self.child_to_give_more(now));
             let Some(number) = chosen else { return };
-            let Some(Waiting { job, .. }) = self.waiting.pop_front() else {
-                return;
-            };
+            self.give_waiting(number, now);
+        }
+    }
+
+    fn give_waiting(&mut self, number: u32, now: Duration) {
+        if let Some(Waiting { job, .. }) = self.waiting.pop_front() {
             self.give(number, job, now);
         }
     }
@@ -128,9 +144,15 @@ impl Machine {
             task: job.task.clone(),
             limits: job.time_limits,
             started: None,
+            ending: None,
         });
         let is_last = child.jobs_left() == 0;
-        let after = if is_last {
+        let is_shared = matches!(self.shape, Shape::Shared { .. });
+        if is_last && is_shared {
+            // It is told to leave when all of its jobs are done, of which this need not be the last.
+            child.retires = true;
+        }
+        let after = if is_last && !is_shared {
             AfterJob::Leave
         } else {
             AfterJob::Stay
@@ -138,7 +160,7 @@ impl Machine {
         let task = job.task.clone();
         self.actions.push(Action::Send { number, job, after });
         // The next child is forked while this one is at its last, if that won't take long.
-        if is_last && self.estimates.task(&task) < REPLACE_EARLY {
+        if is_last && (is_shared || self.estimates.task(&task) < REPLACE_EARLY) {
             if let Some(child) = self.children.get_mut(&number) {
                 child.is_replaced = true;
             }
@@ -146,9 +168,12 @@ impl Machine {
         }
     }
 
-    /// A job was sent: it has begun, if nothing is ahead of it.
+    /// A job was sent: it has begun, if nothing is ahead of it. Where jobs share a child, the child
+    /// says so.
     pub fn sent(&mut self, number: u32, now: Duration) {
-        self.begin_next(number, now);
+        if !self.is_shared() {
+            self.begin_next(number, now);
+        }
     }
 
     /// A job could not be sent: the child's channel has no room.
@@ -186,11 +211,15 @@ impl Machine {
     }
 
     pub(super) fn take_back_from(&mut self, number: u32) {
-        if self
-            .children
-            .get(&number)
-            .is_some_and(|child| child.jobs.len() > 1)
-        {
+        let is_shared = self.is_shared();
+        let has_unread = |child: &Child| {
+            if is_shared {
+                child.jobs.iter().any(|job| job.started.is_none())
+            } else {
+                child.jobs.len() > 1
+            }
+        };
+        if self.children.get(&number).is_some_and(has_unread) {
             self.actions.push(Action::TakeBack { number });
         }
     }

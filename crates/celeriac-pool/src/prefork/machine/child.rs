@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use bytestring::ByteString;
 use celeriac_core::pool::{LossCause, RequestKey};
+use celeriac_protocol::TimeLimit;
 
-use super::{Action, SoftLimit};
+use super::{Action, SoftLimit, TAKE_BACK_AFTER};
 use crate::memory::pace::Seen;
 
 /// A child that was ordered, exists, or is ending.
@@ -38,6 +39,8 @@ pub(super) struct Child {
     pub(super) look_after: Duration,
     /// What it ended of, if the pool ended it.
     pub(super) ending: Option<Ending>,
+    /// Where it runs many jobs at once: nothing comes due in any of them before this moment.
+    pub(super) due: Duration,
 }
 
 /// A job that a child has.
@@ -48,6 +51,8 @@ pub(super) struct Assigned {
     pub(super) limits: celeriac_protocol::TimeLimits,
     /// When it began, and what is due since.
     pub(super) started: Option<Started>,
+    /// Why it is being ended, where that does not end its child.
+    pub(super) ending: Option<Ending>,
 }
 
 /// A job that has begun.
@@ -62,12 +67,37 @@ pub(super) struct Started {
     pub(super) is_warned: bool,
 }
 
-/// Why the pool ends a child.
+/// Why the pool ends a child, or one job of many in it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ending {
     pub(super) cause: LossCause,
     /// When SIGKILL follows.
     pub(super) kill_at: Option<Duration>,
+}
+
+impl Assigned {
+    /// It begins now, and so does its time.
+    pub(super) fn begin(&mut self, now: Duration) {
+        let due =
+            |limit: Option<TimeLimit>| limit.and_then(|limit| now.checked_add(limit.duration()));
+        self.started = Some(Started {
+            at: now,
+            soft_at: due(self.limits.soft),
+            hard_at: due(self.limits.hard),
+            take_back_at: now + TAKE_BACK_AFTER,
+            is_warned: false,
+        });
+    }
+
+    /// When something comes due in it.
+    pub(super) fn due(&self) -> Option<Duration> {
+        // Whoever does not heed an operator's signal has its limits as before.
+        if let Some(kill_at) = self.ending.and_then(|ending| ending.kill_at) {
+            return Some(kill_at);
+        }
+        let started = self.started?;
+        started.soft_at.into_iter().chain(started.hard_at).min()
+    }
 }
 
 impl Child {
@@ -78,8 +108,11 @@ impl Child {
         key: RequestKey,
         limit: SoftLimit,
     ) -> Option<Action> {
-        let job = self.jobs.front().filter(|job| job.started.is_some())?;
-        (job.key == key).then_some(Action::SoftLimit { number, key, limit })
+        let is_it = |job: &&Assigned| job.key == key && job.started.is_some();
+        self.jobs
+            .iter()
+            .find(is_it)
+            .map(|_| Action::SoftLimit { number, key, limit })
     }
 
     /// Whether its end is on its way. An operator's signal to its task is no such thing: whoever

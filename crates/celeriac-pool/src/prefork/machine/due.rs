@@ -5,7 +5,7 @@ use std::time::Duration;
 use celeriac_core::pool::{LossCause, PoolEvent};
 
 use super::child::Ending;
-use super::{Action, Kill, Machine, Phase, SoftLimit, TAKE_BACK_AFTER, TERM_GRACE};
+use super::{Action, Kill, Machine, Phase, Shape, SoftLimit, TAKE_BACK_AFTER, TERM_GRACE};
 
 /// A job that no child could take for so long goes back to the worker.
 pub(super) const RETURN_AFTER: Duration = Duration::from_millis(500);
@@ -71,6 +71,9 @@ impl Machine {
             });
             return;
         }
+        if matches!(self.shape, Shape::Shared { .. }) {
+            return self.tick_jobs(number, now);
+        }
         let is_ending = child.will_end();
         let has_more = child.jobs.len() > 1;
         let Some(pid) = child.pid else { return };
@@ -119,13 +122,15 @@ impl Machine {
     /// When [`Machine::tick`] has something to do, unless something happens before.
     pub fn next_tick(&self, now: Duration) -> Option<Duration> {
         let children = self.children.values().flat_map(|child| {
+            let is_shared = matches!(self.shape, Shape::Shared { .. });
             let started = child.jobs.front().and_then(|job| job.started);
             let ending = child.ending;
-            let running = started.filter(|_| ending.is_none());
+            let running = started.filter(|_| ending.is_none() && !is_shared);
             [
                 (!child.is_up && child.pid.is_some()).then_some(child.start_by),
                 ending.and_then(|ending| ending.kill_at),
                 child.leave_by.filter(|_| ending.is_none()),
+                (is_shared && ending.is_none()).then_some(child.due),
                 running.and_then(|started| started.soft_at),
                 running.and_then(|started| started.hard_at),
                 running

@@ -7,9 +7,9 @@ use celeriac_core::Evidence;
 use celeriac_core::backoff::Doubling;
 use celeriac_core::pool::{ExitStatus, LossCause, Outcome, PoolEvent, RequestKey};
 
-use super::child::{Child, Started};
+use super::child::Child;
 use super::memory::LOOK_INTERVAL;
-use super::{Action, LEAVE_GRACE, Machine, Phase, TAKE_BACK_AFTER, TERM_GRACE, child_name};
+use super::{Action, LEAVE_GRACE, Machine, Phase, Shape, TERM_GRACE, child_name};
 
 /// Waits between attempts to start children that die before they are up.
 const RESTARTS: Doubling = Doubling {
@@ -99,25 +99,30 @@ impl Machine {
         let Some(child) = self.children.get_mut(&number) else {
             return;
         };
-        if child.jobs.front().is_none_or(|job| job.key != key) {
+        let is_shared = matches!(self.shape, Shape::Shared { .. });
+        let at = child.jobs.iter().position(|job| job.key == key);
+        let Some(at) = at.filter(|at| is_shared || *at == 0) else {
             tracing::error!("a child reports a job that it was not given");
             return;
-        }
-        let Some(ended) = child.jobs.pop_front() else {
+        };
+        let Some(ended) = child.jobs.remove(at) else {
             return;
         };
-        let leaves = matches!(outcome, Outcome::Left { .. });
+        // One that others share stays with them, whatever one of its jobs asks for.
+        let leaves = matches!(outcome, Outcome::Left { .. }) && !is_shared;
         child.is_full = false;
         if let Some(left) = &mut child.tasks_left {
             *left = left.saturating_sub(1);
         }
-        let is_last = leaves || child.tasks_left == Some(0);
+        let is_last = leaves || child.tasks_left == Some(0) && !is_shared;
         if is_last {
             // It leaves by itself.
             child.leave_by = Some(now + LEAVE_GRACE);
         }
         // A job that ended while it was being killed has ended all the same.
-        if let Some(ending) = &mut child.ending {
+        if let Some(ending) = &mut child.ending
+            && !is_shared
+        {
             ending.kill_at = ending.kill_at.or(Some(now + TERM_GRACE));
         }
         if let Some(started) = ended.started {
@@ -125,7 +130,9 @@ impl Machine {
                 .observe(&ended.task, now.saturating_sub(started.at));
         }
         self.tell(PoolEvent::Finished { key, outcome });
-        self.begin_next(number, now);
+        if !is_shared {
+            self.begin_next(number, now);
+        }
         if let Some(peak) = peak {
             self.outgrown(number, peak, now);
         }
@@ -142,16 +149,7 @@ impl Machine {
         let Some(job) = child.jobs.front_mut().filter(|job| job.started.is_none()) else {
             return;
         };
-        let due = |limit: Option<celeriac_protocol::TimeLimit>| {
-            limit.and_then(|limit| now.checked_add(limit.duration()))
-        };
-        job.started = Some(Started {
-            at: now,
-            soft_at: due(job.limits.soft),
-            hard_at: due(job.limits.hard),
-            take_back_at: now + TAKE_BACK_AFTER,
-            is_warned: false,
-        });
+        job.begin(now);
         let key = job.key;
         self.tell(PoolEvent::Started { key, pid });
     }
@@ -185,7 +183,7 @@ impl Machine {
             let event = match job.started {
                 None => PoolEvent::Returned { key: job.key },
                 Some(started) => {
-                    let cause = match child.ending {
+                    let cause = match job.ending.or(child.ending) {
                         Some(ending) => ending.cause,
                         None if unread.contains(&job.key) => LossCause::Unread,
                         None => LossCause::Died(status),
@@ -227,10 +225,11 @@ impl Machine {
             .values()
             .filter(|child| !child.is_leaving() && !child.is_replaced);
         let taken: BTreeSet<usize> = staying.map(|child| child.index).collect();
+        let wanted = self.wanted();
         let size = if self.is_held_back {
-            self.size.min(1)
+            wanted.min(1)
         } else {
-            self.size
+            wanted
         };
         let free = (0..).filter(|index| !taken.contains(index));
         for index in free
@@ -257,6 +256,7 @@ impl Machine {
                     seen: None,
                     look_after: LOOK_INTERVAL,
                     ending: None,
+                    due: Duration::MAX,
                 },
             );
             self.actions.push(Action::Fork { number, index });

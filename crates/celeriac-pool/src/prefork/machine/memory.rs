@@ -5,7 +5,7 @@ use std::time::Duration;
 use celeriac_core::pool::{LossCause, PoolEvent, Shortage};
 
 use super::child::{Child, Ending};
-use super::{Action, Kill, Machine, SoftLimit};
+use super::{Action, Kill, Machine, Shape, SoftLimit};
 use crate::memory::pace::{self, Seen};
 
 /// Between two looks at the memory of children that have a limit.
@@ -94,10 +94,12 @@ impl Machine {
             return;
         };
         let over = |limit: Option<u64>| limit.filter(|limit| held > *limit);
-        let soft = over(limits.soft).filter(|_| !started.is_warned);
+        // Of many jobs nobody knows whose the memory is: their child is replaced.
+        let is_shared = matches!(self.shape, Shape::Shared { .. });
+        let soft = over(limits.soft).filter(|_| !started.is_warned && !is_shared);
         started.is_warned |= soft.is_some();
         let ahead = [
-            limits.soft.filter(|_| !started.is_warned),
+            limits.soft.filter(|_| !started.is_warned && !child.retires),
             limits.hard.or(limits.replace),
         ];
         let ahead = ahead.into_iter().flatten().min().unwrap_or(u64::MAX);
@@ -141,6 +143,7 @@ impl Machine {
             return;
         };
         child.retires = true;
+        child.is_replaced |= matches!(self.shape, Shape::Shared { .. });
         self.tell(PoolEvent::TooMuchMemory {
             pid,
             resident: peak,
@@ -149,6 +152,7 @@ impl Machine {
         });
         self.take_back_from(number);
         self.retire_if_done(number, now);
+        self.fork_missing(now);
     }
 
     /// Memory is short, or is not any more. Meanwhile no children are started, but one where there

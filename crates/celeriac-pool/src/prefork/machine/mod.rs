@@ -8,12 +8,17 @@
 //! strategy that Celery calls fair: a job goes to a child that has none. One exception: a child
 //! whose tasks take less than 5 ms is given some more, which are taken back when one of them
 //! takes longer after all.
+//!
+//! Where children run many jobs at once ([`Shape::Shared`]: the pools asyncio, gevent and threads),
+//! each job has limits of its own, a child says when it begins one, and is killed only for a job
+//! that can't be ended alone. What differs there is in `shared`.
 
 mod assign;
 mod child;
 mod due;
 mod lives;
 mod memory;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -93,6 +98,13 @@ pub enum Action {
         /// Which limit.
         limit: SoftLimit,
     },
+    /// Tell a child that runs many jobs to end one of them.
+    Terminate {
+        /// The child.
+        number: u32,
+        /// The job.
+        key: RequestKey,
+    },
     /// Send a signal to a child.
     Kill {
         /// The child.
@@ -114,6 +126,18 @@ pub enum Action {
     Tell(PoolEvent),
 }
 
+/// How the jobs of a pool are spread over its children.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// A child runs one job at a time: there are as many children as jobs at once.
+    OneEach,
+    /// Jobs share so many children, each of which runs many at once.
+    Shared {
+        /// How many children there are.
+        processes: usize,
+    },
+}
+
 /// What does not change while a pool lives.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -129,6 +153,8 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Machine {
     limits: Limits,
+    shape: Shape,
+    /// How many jobs may run at once.
     size: usize,
     children: BTreeMap<u32, Child>,
     waiting: VecDeque<Waiting>,
@@ -166,8 +192,14 @@ struct Waiting {
 impl Machine {
     /// A pool of `size` children, none of which exists yet.
     pub fn new(size: usize, limits: Limits) -> Self {
+        Self::with_shape(Shape::OneEach, size, limits)
+    }
+
+    /// A pool of this shape for `size` jobs at once. None of its children exists yet.
+    pub fn with_shape(shape: Shape, size: usize, limits: Limits) -> Self {
         Self {
             limits,
+            shape,
             size,
             children: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -193,7 +225,7 @@ impl Machine {
         !self.actions.is_empty()
     }
 
-    /// The wanted number of children.
+    /// The wanted number of jobs at once.
     pub fn size(&self) -> usize {
         self.size
     }
@@ -225,6 +257,9 @@ impl Machine {
             self.waiting.remove(at);
             self.tell(PoolEvent::Returned { key });
             return;
+        }
+        if self.is_shared() {
+            return self.terminate_shared(key, signal, now);
         }
         let found = self.children.iter_mut().find_map(|(number, child)| {
             let at = child.jobs.iter().position(|job| job.key == key)?;
@@ -272,15 +307,20 @@ impl Machine {
     pub fn condition(&self) -> Condition {
         let is_up = |child: &&Child| child.is_up && child.pid.is_some();
         Condition {
-            wanted: self.size,
+            wanted: self.wanted(),
             up: self.children.values().filter(is_up).count(),
             can_fork: self.has_zygote,
             failures: self.failures,
         }
     }
 
-    /// Changes the number of children. Only idle ones leave; answers with how many will.
+    /// Changes the number of jobs at once. Only idle children leave; answers with how many will.
     pub fn resize(&mut self, size: usize, now: Duration) -> usize {
+        if self.is_shared() {
+            self.size = size;
+            self.tick(now);
+            return 0;
+        }
         let surplus = self.size.saturating_sub(size);
         let idle: Vec<u32> = self
             .children
@@ -336,7 +376,9 @@ impl Machine {
         self.take_back_from(number);
         if let Some(child) = self.children.get_mut(&number) {
             child.retires = true;
-            child.is_replaced = child.is_replaced || is_surplus;
+            // Where many jobs share a child, its last one may take long: its successor takes over.
+            let is_shared = matches!(self.shape, Shape::Shared { .. });
+            child.is_replaced = child.is_replaced || is_surplus || is_shared;
         }
         self.retire_if_done(number, now);
     }

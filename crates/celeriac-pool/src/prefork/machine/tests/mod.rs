@@ -1,4 +1,5 @@
 mod memory;
+mod shared;
 
 use std::collections::HashMap;
 
@@ -127,7 +128,7 @@ impl World {
                     Action::Tell(event) => self.told.push(event.clone()),
                     Action::Leave { number } => self.machine_exits(*number, ExitStatus::Code(0)),
                     Action::Forget { number } => drop(self.channels.remove(number)),
-                    Action::Kill { .. } | Action::SoftLimit { .. } => {}
+                    Action::Kill { .. } | Action::SoftLimit { .. } | Action::Terminate { .. } => {}
                 }
                 self.done.push(action);
             }

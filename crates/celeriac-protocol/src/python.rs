@@ -1,4 +1,4 @@
-//! Values as Python shows them: replies of Celery's commands hold such texts.
+//! Values as Python shows them: representations of results, replies of commands, lines of the log.
 
 use std::fmt::Write as _;
 

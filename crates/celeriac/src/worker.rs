@@ -1,0 +1,1 @@
+//! A worker inside a program of one's own.
