@@ -12,6 +12,7 @@ mod health;
 mod interpreter;
 mod journal;
 pub mod native;
+mod run_docker;
 mod worker;
 
 use std::process::ExitCode;
@@ -73,6 +74,10 @@ pub fn main(app: Option<NativeApp>) -> ExitCode {
         Command::Events(events) => celery::become_celery(global, events),
         Command::Migrate(migrate) => celery::become_celery(global, migrate),
         Command::Amqp(amqp) => celery::become_celery(global, amqp),
+        Command::RunDocker(arguments) => match run_docker::run(global, arguments) {
+            Ok(status) => return status,
+            Err(failure) => failure,
+        },
         Command::Report => match configuration::report::run(global) {
             Ok(status) => return status,
             Err(failure) => failure,

@@ -29,6 +29,9 @@ pub(crate) const END: Duration = Duration::from_secs(30);
 const AWAY: Duration = Duration::from_mins(5);
 /// Between two attempts to reach it.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How often a name may be taken, before somebody else is taken to have it: the engine may need
+/// seconds to be rid of a container.
+const CONFLICTS: u32 = 50;
 /// Between two states of a pull.
 const PROGRESS: Duration = Duration::from_secs(1);
 /// How many of the last lines a failure shows.
@@ -136,6 +139,33 @@ struct Container {
     is_left: bool,
 }
 
+impl Container {
+    fn new(engine: &Engine, id: String) -> Self {
+        Self {
+            engine: engine.clone(),
+            id,
+            is_gone: false,
+            is_left: false,
+        }
+    }
+
+    /// Starts it; one that can't be started is gone afterwards.
+    async fn start(&mut self, output: &mut Output) -> Result<()> {
+        let started = match output.cut().await {
+            Ok(()) => self
+                .engine
+                .start(&self.id)
+                .await
+                .map_err(|error| failed(&error)),
+            Err((path, error)) => Err(unwritten(&path, &error)),
+        };
+        if started.is_err() {
+            self.is_gone = self.engine.remove(&self.id).await.is_ok();
+        }
+        Ok(started?)
+    }
+}
+
 impl Drop for Container {
     fn drop(&mut self) {
         if self.is_gone || self.is_left {
@@ -169,61 +199,60 @@ impl ContainerTask {
         call: &Call,
         context: &Context,
     ) -> Result<(Container, Output)> {
-        let found = engine
-            .find(context.id())
-            .await
-            .map_err(|error| failed(&error))?;
-        match decide(found.as_ref(), context.retries()) {
-            Decision::Adopt {
-                id,
-                start,
-                out_offset,
-                err_offset,
-            } => {
-                let container = self.container(engine, id);
-                let text = format!(
-                    "the container {} is there already: going on with it",
-                    container.id
-                );
-                context.log(Level::Warning, text);
-                let output = self.resume(call, out_offset, err_offset).await?;
-                if start {
-                    engine
-                        .start(&container.id)
+        let mut conflicts = 0;
+        loop {
+            let found = engine
+                .find(context.id())
+                .await
+                .map_err(|error| failed(&error))?;
+            match decide(found.as_ref(), context.retries()) {
+                Decision::Adopt {
+                    id,
+                    start,
+                    out_offset,
+                    err_offset,
+                } => {
+                    let text = format!("the container {id} is there already: going on with it");
+                    context.log(Level::Warning, text);
+                    let mut output = self.resume(call, out_offset, err_offset).await?;
+                    let mut container = Container::new(engine, id);
+                    if start {
+                        container.start(&mut output).await?;
+                    }
+                    return Ok((container, output));
+                }
+                Decision::Replace(id) => {
+                    engine.remove(&id).await.map_err(|error| failed(&error))?;
+                }
+                Decision::Create => {}
+            }
+            self.pull(engine, call, context).await?;
+            let mut output = self.begin(call, context).await?;
+            let name = container_name(context.id());
+            let labels = labels(context, output.offsets());
+            let privileges = self.options.new_privileges;
+            match engine.create(&name, call, labels, privileges).await {
+                Ok(id) => {
+                    let mut container = Container::new(engine, id);
+                    container.start(&mut output).await?;
+                    return Ok((container, output));
+                }
+                // The name is taken: by a container of this task that has come between or that is
+                // on its way out, or by one that nobody here knows.
+                Err(error) if error.status() == Some(409) => {
+                    let owner = engine
+                        .task_of(&name)
                         .await
                         .map_err(|error| failed(&error))?;
+                    let is_foreign = owner.is_some_and(|owner| owner != context.id());
+                    if is_foreign || conflicts == CONFLICTS {
+                        return Err(failed(&error).into());
+                    }
+                    conflicts += 1;
+                    tokio::time::sleep(PAUSE).await;
                 }
-                return Ok((container, output));
+                Err(error) => return Err(failed(&error).into()),
             }
-            Decision::Replace(id) => engine.remove(&id).await.map_err(|error| failed(&error))?,
-            Decision::Create => {}
-        }
-        self.pull(engine, call, context).await?;
-        let output = self.begin(call, context).await?;
-        let made = engine
-            .create(
-                &container_name(context.id()),
-                call,
-                labels(context, output.offsets()),
-                self.options.new_privileges,
-            )
-            .await;
-        let id = made.map_err(|error| failed(&error))?;
-        let container = self.container(engine, id);
-        if let Err(error) = engine.start(&container.id).await {
-            let mut container = container;
-            container.is_gone = engine.remove(&container.id).await.is_ok();
-            return Err(failed(&error).into());
-        }
-        Ok((container, output))
-    }
-
-    fn container(&self, engine: &Engine, id: String) -> Container {
-        Container {
-            engine: engine.clone(),
-            id,
-            is_gone: false,
-            is_left: false,
         }
     }
 
@@ -277,7 +306,7 @@ impl ContainerTask {
         loop {
             let step = tokio::select! {
                 step = steps.next() => step,
-                cause = cancellation.cancelled() => return Err(self.cancelled(cause)),
+                cause = cancellation.cancelled() => return Err(Self::cancelled(cause)),
             };
             let wrong = |why: String| failed(&engine::Error::Pull(image.clone(), why));
             let step = match step {
@@ -346,11 +375,11 @@ impl ContainerTask {
             let _ = tokio::time::timeout(self.options.grace() + END / 2, both).await;
             cause
         };
-        Err(self.cancelled(cause))
+        Err(Self::cancelled(cause))
     }
 
     /// How a task that was cancelled ends, for whoever does not know better.
-    fn cancelled(&self, cause: Cause) -> End {
+    fn cancelled(cause: Cause) -> End {
         match cause {
             Cause::SoftTimeLimit(_) => Exception {
                 exc_message: Vec::new(),

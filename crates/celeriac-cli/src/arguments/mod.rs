@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Dlq(crate::dlq::DlqArguments),
     /// Read documents with an example app, on a broker that needs no server.
     Demo(crate::demo::DemoArguments),
+    /// Have a worker run a container, and print the task's id.
+    RunDocker(crate::run_docker::RunDockerArguments),
     /// Show what belongs in a bug report.
     Report,
     /// Write a completion script for your shell to standard output.
