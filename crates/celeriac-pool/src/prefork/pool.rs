@@ -235,11 +235,8 @@ impl PreforkPool {
 
     fn send(&mut self, number: u32, job: Job, after: frame::AfterJob) {
         let now = self.now();
-        match self
-            .children
-            .get(&number)
-            .map(|child| child.send(&job, after))
-        {
+        let child = self.children.get(&number);
+        match child.map(|child| child.send(&job, after)) {
             Some(Ok(())) => self.machine.sent(number, now),
             // The child is gone: the job, which it never had, is given back with its end.
             Some(Err(error)) if is_gone(&error) => {
