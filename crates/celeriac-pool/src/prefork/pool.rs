@@ -175,14 +175,10 @@ impl PreforkPool {
                     Action::Send { number, job, after } => self.send(number, job, after),
                     Action::Leave { number } => self.tell_to_leave(number),
                     Action::SoftLimit { number, key, limit } => {
-                        if let Some(child) = self.children.get_mut(&number) {
-                            child.raise(key, limit);
-                        }
+                        self.tell_child(number, |child| child.raise(key, limit));
                     }
                     Action::Terminate { number, key } => {
-                        if let Some(child) = self.children.get_mut(&number) {
-                            child.terminate(key);
-                        }
+                        self.tell_child(number, |child| child.terminate(key));
                     }
                     Action::Kill { number, kill } => self.kill_child(number, kill),
                     Action::TakeBack { number } => self.take_back(number),
@@ -239,11 +235,8 @@ impl PreforkPool {
 
     fn send(&mut self, number: u32, job: Job, after: frame::AfterJob) {
         let now = self.now();
-        match self
-            .children
-            .get(&number)
-            .map(|child| child.send(&job, after))
-        {
+        let child = self.children.get(&number);
+        match child.map(|child| child.send(&job, after)) {
             Some(Ok(())) => self.machine.sent(number, now),
             // The child is gone: the job, which it never had, is given back with its end.
             Some(Err(error)) if is_gone(&error) => {
@@ -266,10 +259,14 @@ impl PreforkPool {
         }
     }
 
-    fn kill_child(&mut self, number: u32, kill: Kill) {
-        if let Some(child) = self.children.get(&number) {
-            child.signal(kill);
+    fn tell_child(&mut self, number: u32, tell: impl FnOnce(&mut Child)) {
+        if let Some(child) = self.children.get_mut(&number) {
+            tell(child);
         }
+    }
+
+    fn kill_child(&mut self, number: u32, kill: Kill) {
+        self.tell_child(number, |child| child.signal(kill));
     }
 
     /// Reads what a child has not read yet, in its place.
@@ -519,8 +516,7 @@ impl Pool for PreforkPool {
     fn resize(&mut self, size: usize) -> usize {
         // Celery's solo has one process, and neither grows nor shrinks.
         if self.kind != PoolKind::Solo {
-            let now = self.now();
-            self.machine.resize(size, now);
+            self.machine.resize(size, self.clock.monotonic());
             self.act();
         }
         self.machine.size()
@@ -528,8 +524,7 @@ impl Pool for PreforkPool {
 
     fn shrink(&mut self, by: usize) {
         if self.kind != PoolKind::Solo {
-            let now = self.now();
-            self.machine.shrink(by, now);
+            self.machine.shrink(by, self.clock.monotonic());
             self.act();
         }
     }
