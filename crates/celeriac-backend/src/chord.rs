@@ -121,7 +121,7 @@ enum Place {
     /// The id of the task whose result it is.
     Task(String),
     /// As a list.
-    Group(Vec<Place>),
+    Group(Vec<Self>),
 }
 
 impl Place {

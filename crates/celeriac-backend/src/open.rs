@@ -45,7 +45,7 @@ pub fn open(url: &str, settings: Settings) -> Result<Arc<dyn Backend>, Error> {
         "memory" => Ok(crate::memory::MemoryBackend::open(url, settings)),
         #[cfg(feature = "redis")]
         "redis" | "rediss" | "redis+socket" | "socket" | "sentinel" => {
-            Ok(Arc::new(crate::redis::RedisBackend::new(url, settings)?))
+            Ok(Arc::new(crate::redis::RedisBackend::new(url, &settings)?))
         }
         #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
         _ if scheme == "db" || scheme.starts_with("db+") => {
