@@ -47,7 +47,16 @@ pub(crate) fn expand(attribute: &Attribute, mut function: ItemFn) -> Result<Toke
     let run = if is_async {
         answer
     } else {
-        quote! { ::celeriac::private::blocking(move || { #answer }).await }
+        // The context goes to the thread, used or not: while it is there, the place in the pool is
+        // taken.
+        quote! {
+            ::celeriac::private::blocking(move || {
+                #[allow(unused_variables)]
+                let context = context;
+                #answer
+            })
+            .await
+        }
     };
     let given = quote! { #(#names: #types),* };
 

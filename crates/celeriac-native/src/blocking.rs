@@ -59,22 +59,30 @@ where
     }
 
     async fn run(&self, context: Context, arguments: Arguments) -> Result<Value> {
-        let (tell, told) = oneshot::channel();
         let code = Arc::clone(&self.code);
-        let runtime = Handle::current();
-        let thread = std::thread::Builder::new().name("celeriac:task".to_owned());
-        let spawned = thread.spawn(move || {
-            let _entered = runtime.enter();
-            // The context is dropped with the call: then the place in the pool is free.
-            let result = panic::catch(move || code(context, arguments))
-                .unwrap_or_else(|failure| Err(Error::new(Ending::Failure(failure))));
-            // Nobody waits for what was concluded without it.
-            drop(tell.send(result));
-        });
-        spawned.map_err(|error| no_thread(&error))?;
-        let gone = || Exception::builtin("RuntimeError", "the task's thread is gone");
-        told.await.unwrap_or_else(|_| Err(gone().into()))
+        // The context is dropped with the call: then the place in the pool is free.
+        run(move || code(context, arguments)).await
     }
+}
+
+/// Runs `code` on a thread of its own. A panic is a failure.
+///
+/// # Errors
+/// What `code` answers with, or that there is no thread for it.
+pub async fn run(code: impl FnOnce() -> Result<Value> + Send + 'static) -> Result<Value> {
+    let (tell, told) = oneshot::channel();
+    let runtime = Handle::current();
+    let thread = std::thread::Builder::new().name("celeriac:task".to_owned());
+    let spawned = thread.spawn(move || {
+        let _entered = runtime.enter();
+        let result =
+            panic::catch(code).unwrap_or_else(|failure| Err(Error::new(Ending::Failure(failure))));
+        // Nobody waits for what was concluded without it.
+        drop(tell.send(result));
+    });
+    spawned.map_err(|error| no_thread(&error))?;
+    let gone = || Exception::builtin("RuntimeError", "the task's thread is gone");
+    told.await.unwrap_or_else(|_| Err(gone().into()))
 }
 
 fn no_thread(error: &io::Error) -> Exception {

@@ -1,5 +1,6 @@
 //! `rust-quickstart worker` runs these tasks; `rust-quickstart ask` calls them, and one in Python.
 
+use std::error::Error;
 use std::process::ExitCode;
 
 use celeriac::{App, Call};
@@ -20,31 +21,17 @@ fn app() -> App {
 }
 
 #[tokio::main]
-async fn ask(app: App) -> Result<(), Box<dyn std::error::Error>> {
-    println!(
-        "2 + 3 = {}",
-        app.send(add::s(2, 3)).await?.get::<i64>().await?
-    );
-    let python = Call::<i64>::named("basic.add")
-        .arg(40)
-        .arg(2)
-        .queue("celery");
-    println!(
-        "40 + 2 = {}, says Python",
-        app.send(python).await?.get::<i64>().await?
-    );
-    Ok(())
+async fn ask(app: App) -> Result<ExitCode, Box<dyn Error>> {
+    let sum: i64 = app.send(add::s(2, 3)).await?.get().await?;
+    let python = Call::<i64>::named("basic.add").arg(40).arg(sum);
+    let more: i64 = app.send(python.queue("celery")).await?.get().await?;
+    println!("2 + 3 = {sum}, and in Python 40 + {sum} = {more}");
+    Ok(ExitCode::SUCCESS)
 }
 
-fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() != Some("ask") {
-        return celeriac::run(app()); // The whole command line.
+fn main() -> Result<ExitCode, Box<dyn Error>> {
+    match std::env::args().nth(1).as_deref() {
+        Some("ask") => ask(app()),
+        _ => Ok(celeriac::run(app())), // The whole command line.
     }
-    ask(app()).map_or_else(
-        |error| {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        },
-        |()| ExitCode::SUCCESS,
-    )
 }
