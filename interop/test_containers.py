@@ -75,6 +75,7 @@ class Run:
         self.folder = place.folder
         self.engine = engine
         self.app = app
+        self.broker = place.broker
         self._place = place
         self._start = start
         given = {"host": engine.host, "retry_delay": 0.1, "max_retries": 1, "grace": 1, **options}
@@ -219,3 +220,22 @@ def test_a_warm_shutdown_waits_for_a_container(run: Callable[..., Run]) -> None:
     (it.output / "go").touch()
     assert it.worker.wait() == 0
     assert result.get(timeout=60)["output"] == "on\noff\n"
+
+
+def test_the_command_line_sends_a_call_and_prints_its_id(run: Callable[..., Run]) -> None:
+    it = run()
+    words = ["--outputpath", "output", "--out", "logs/log", "busybox", "--"]
+    script = "echo there > /output/file; echo done"
+    done = workers.run(
+        "celeriac",
+        *("--broker", it.broker, "run-docker", *words, "sh", "-c", script),
+        cwd=it.folder,
+    )
+    assert done.returncode == 0, done.stderr
+    result = it.app.AsyncResult(done.stdout.strip())
+    assert result.get(timeout=60)["output"] == "done\n"
+    assert (it.output / "file").read_text() == "there\n"
+    assert it.logged() == "done\n"
+    nowhere = workers.run("celeriac", "run-docker", "busybox", "--", "true", cwd=it.folder)
+    assert nowhere.returncode != 0
+    assert "Nobody says where the broker is" in nowhere.stderr
