@@ -56,7 +56,7 @@ pub(crate) fn run(global: &Global, arguments: &RunDockerArguments) -> Result<Exi
         .enable_all()
         .build()
         .map_err(|error| Failure::new(format!("There is no runtime: {error}")))?
-        .block_on(arguments.send(&global.configuration.all_settings()))?;
+        .block_on(arguments.send(&global.configuration.table(&["celery"])))?;
     console::print(&format!("{id}\n"));
     Ok(ExitCode::SUCCESS)
 }

@@ -37,7 +37,9 @@ impl Docker {
                     "{text}"
                 );
                 // Not by `eprintln!`, which the test runner keeps for failures.
-                writeln!(std::io::stderr(), "{text}").unwrap();
+                std::io::stderr()
+                    .write_all(format!("{text}\n").as_bytes())
+                    .unwrap();
                 None
             }
         }
