@@ -92,6 +92,12 @@ impl Parts {
                 self.failed(&message, exception).await
             }
             HookCall::TimedOut { message, limit, .. } => {
+                let call = read(&message, hostname)?;
+                let (name, id) = (call.name(), &call.request.id);
+                tracing::error!(
+                    target: "celery.worker.request",
+                    "Hard time limit ({limit}s) exceeded for {name}[{id}]"
+                );
                 let exception = Exception::new("billiard.exceptions", "TimeLimitExceeded", limit);
                 self.failed(&message, exception).await
             }
