@@ -66,6 +66,11 @@ async def add_async(x, y):
 
 
 @app.task
+def pid():
+    return os.getpid()
+
+
+@app.task
 def total(numbers):
     return sum(numbers)
 
