@@ -9,6 +9,10 @@ CELERIAC := target/release/celeriac
 RUST := $(shell find crates -name '*.rs' -o -name '*.toml' -o -name '*.lua') Cargo.toml Cargo.lock
 SHIM := $(shell find python/celeriac examples -name '*.py')
 
+# What no default has, and is tested all the same. The same everywhere: cargo builds each set of
+# features anew.
+FEATURES := --features celeriac-backend/mongodb,celeriac-backend/s3
+
 .PHONY: help demo test test-rust test-python test-interop soak ledger fuzz lint bench build clean
 
 help:
@@ -46,7 +50,8 @@ test: test-rust test-python test-interop
 test-rust:
 	scripts/install-packages build servers
 	-scripts/install-packages docker
-	$(CARGO) test --locked --workspace || $(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace $(FEATURES) || \
+		$(CARGO) test --locked --workspace $(FEATURES)
 
 test-python: $(VENV)/test.installed
 	scripts/install-packages servers
@@ -54,10 +59,14 @@ test-python: $(VENV)/test.installed
 
 # What fails beside another test is tried once more alone, and shown: a deadline that is generous
 # otherwise may pass while both cores are busy.
-INTEROP := ../$(BIN)/python -m pytest
+INTEROP := CELERIAC_QUICKSTART=$(CURDIR)/target/debug/rust-quickstart \
+	CELERIAC_CALL=$(CURDIR)/target/debug/examples/call \
+	CELERIAC_BACKEND_PEER=$(CURDIR)/target/debug/examples/backend-peer \
+	../$(BIN)/python -m pytest
 test-interop: $(CELERIAC) $(VENV)/test.installed
-	scripts/install-packages servers
+	scripts/install-packages build servers
 	-scripts/install-packages docker
+	$(CARGO) build --locked --workspace --bins --examples $(FEATURES)
 	cd interop && rm -rf .pytest_cache && \
 		{ $(INTEROP) -q --numprocesses 2 --dist loadfile $(TESTS) || \
 		$(INTEROP) -v --last-failed --last-failed-no-failures none $(TESTS); }
@@ -87,7 +96,7 @@ lint: $(VENV)/test.installed
 	scripts/install-packages build
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
-	$(CARGO) clippy --locked --workspace --all-targets -- --deny warnings
+	$(CARGO) clippy --locked --workspace --all-targets $(FEATURES) -- --deny warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
