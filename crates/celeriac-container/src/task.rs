@@ -29,6 +29,9 @@ pub(crate) const END: Duration = Duration::from_secs(30);
 const AWAY: Duration = Duration::from_mins(5);
 /// Between two attempts to reach it.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How often a name may be taken, before somebody else is taken to have it: the engine may need
+/// seconds to be rid of a container.
+const CONFLICTS: u32 = 50;
 /// Between two states of a pull.
 const PROGRESS: Duration = Duration::from_secs(1);
 /// How many of the last lines a failure shows.
@@ -136,6 +139,26 @@ struct Container {
     is_left: bool,
 }
 
+impl Container {
+    fn new(engine: &Engine, id: String) -> Self {
+        Self {
+            engine: engine.clone(),
+            id,
+            is_gone: false,
+            is_left: false,
+        }
+    }
+
+    /// Starts it; one that can't be started is gone afterwards.
+    async fn start(&mut self) -> Result<()> {
+        let started = self.engine.start(&self.id).await;
+        if started.is_err() {
+            self.is_gone = self.engine.remove(&self.id).await.is_ok();
+        }
+        Ok(started.map_err(|error| failed(&error))?)
+    }
+}
+
 impl Drop for Container {
     fn drop(&mut self) {
         if self.is_gone || self.is_left {
@@ -169,61 +192,52 @@ impl ContainerTask {
         call: &Call,
         context: &Context,
     ) -> Result<(Container, Output)> {
-        let found = engine
-            .find(context.id())
-            .await
-            .map_err(|error| failed(&error))?;
-        match decide(found.as_ref(), context.retries()) {
-            Decision::Adopt {
-                id,
-                start,
-                out_offset,
-                err_offset,
-            } => {
-                let container = self.container(engine, id);
-                let text = format!(
-                    "the container {} is there already: going on with it",
-                    container.id
-                );
-                context.log(Level::Warning, text);
-                let output = self.resume(call, out_offset, err_offset).await?;
-                if start {
-                    engine
-                        .start(&container.id)
-                        .await
-                        .map_err(|error| failed(&error))?;
+        let mut conflicts = 0;
+        loop {
+            let found = engine
+                .find(context.id())
+                .await
+                .map_err(|error| failed(&error))?;
+            match decide(found.as_ref(), context.retries()) {
+                Decision::Adopt {
+                    id,
+                    start,
+                    out_offset,
+                    err_offset,
+                } => {
+                    let text = format!("the container {id} is there already: going on with it");
+                    context.log(Level::Warning, text);
+                    let output = self.resume(call, out_offset, err_offset).await?;
+                    let mut container = Container::new(engine, id);
+                    if start {
+                        container.start().await?;
+                    }
+                    return Ok((container, output));
                 }
-                return Ok((container, output));
+                Decision::Replace(id) => {
+                    engine.remove(&id).await.map_err(|error| failed(&error))?
+                }
+                Decision::Create => {}
             }
-            Decision::Replace(id) => engine.remove(&id).await.map_err(|error| failed(&error))?,
-            Decision::Create => {}
-        }
-        self.pull(engine, call, context).await?;
-        let output = self.begin(call, context).await?;
-        let made = engine
-            .create(
-                &container_name(context.id()),
-                call,
-                labels(context, output.offsets()),
-                self.options.new_privileges,
-            )
-            .await;
-        let id = made.map_err(|error| failed(&error))?;
-        let container = self.container(engine, id);
-        if let Err(error) = engine.start(&container.id).await {
-            let mut container = container;
-            container.is_gone = engine.remove(&container.id).await.is_ok();
-            return Err(failed(&error).into());
-        }
-        Ok((container, output))
-    }
-
-    fn container(&self, engine: &Engine, id: String) -> Container {
-        Container {
-            engine: engine.clone(),
-            id,
-            is_gone: false,
-            is_left: false,
+            self.pull(engine, call, context).await?;
+            let output = self.begin(call, context).await?;
+            let name = container_name(context.id());
+            let labels = labels(context, output.offsets());
+            let privileges = self.options.new_privileges;
+            match engine.create(&name, call, labels, privileges).await {
+                Ok(id) => {
+                    let mut container = Container::new(engine, id);
+                    container.start().await?;
+                    return Ok((container, output));
+                }
+                // The name is taken: by a container of this task that has come between or that is
+                // on its way out, or by one that nobody here knows.
+                Err(error) if error.status() == Some(409) && conflicts < CONFLICTS => {
+                    conflicts += 1;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) => return Err(failed(&error).into()),
+            }
         }
     }
 
