@@ -131,6 +131,7 @@ class Worker:
         variables: dict[str, str] | None = None,
         alone: bool = True,
         within: tuple[str, ...] = (),
+        cwd: Path = APPS,
     ) -> None:
         """``alone``: it takes no notice of other workers, which saves the second that it would
         wait for their greetings. ``within`` is a command that becomes the one behind it, such as
@@ -150,7 +151,7 @@ class Worker:
                 *(*extra, *node, *arguments),
             ],
             env=environment(**{name: value}, **(variables or {})),
-            cwd=APPS,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,

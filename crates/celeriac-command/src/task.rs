@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use celeriac_core::journal::Level;
@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe::Receiver;
+use tokio::time::Instant;
 
 use crate::call::Call;
 use crate::capture::Capture;
@@ -235,7 +236,7 @@ impl Task for CommandTask {
                 "runtime": began.elapsed().as_secs_f64(),
             })),
             exit => {
-                let failure = self.failed(exit, &stdout, &stderr);
+                let failure = Self::failed(exit, &stdout, &stderr);
                 match exit {
                     Exit::Code(code) if self.options.retry_codes.contains(&code) => {
                         Err(failure.retried())
@@ -329,7 +330,7 @@ impl CommandTask {
         Exception::new("celeriac.exceptions", "CommandFailed", text).into()
     }
 
-    fn failed(&self, exit: Exit, stdout: &Capture, stderr: &Capture) -> Ending {
+    fn failed(exit: Exit, stdout: &Capture, stderr: &Capture) -> Ending {
         let how = match exit {
             Exit::Code(code) => format!("exit code {code}"),
             Exit::Signal(number) => match nix::sys::signal::Signal::try_from(number) {

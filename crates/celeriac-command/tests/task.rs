@@ -17,7 +17,7 @@ use celeriac_native::{Arguments, Cause, Context, Error, Task};
 use celeriac_protocol::Signature;
 use serde_json::{Value, json};
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// A worker that keeps what is logged.
 #[derive(Default)]
@@ -62,7 +62,7 @@ struct Call {
 
 fn call(options: Value) -> Call {
     let mut options: CommandOptions = serde_json::from_value(options).unwrap();
-    options.name = "task".to_owned();
+    "task".clone_into(&mut options.name);
     let keeper = Keeper::at(env!("CARGO_BIN_EXE_celeriac-keeper"));
     let task = command_with(keeper, options).unwrap();
     let request = Request {
@@ -304,7 +304,7 @@ fn options_that_contradict_each_other_are_refused() {
         ),
     ] {
         let mut options: CommandOptions = serde_json::from_value(options).unwrap();
-        options.name = "task".to_owned();
+        "task".clone_into(&mut options.name);
         let error = command_with(Keeper::at("/x"), options)
             .err()
             .unwrap()

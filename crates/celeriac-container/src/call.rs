@@ -242,8 +242,8 @@ impl Given<'_> {
     }
 }
 
-fn value_error(text: impl ToString) -> Exception {
-    Exception::builtin("ValueError", text.to_string())
+fn value_error(text: impl std::fmt::Display) -> Exception {
+    Exception::builtin("ValueError", format!("{text}"))
 }
 
 /// A user's number on this machine.

@@ -25,18 +25,16 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// Opens a file for a container's output, whose folders it makes. It begins anew if this is the
-    /// task's first attempt.
+    /// Opens a file for a container's output, whose folders it makes. The output is to begin where
+    /// the file does if this is the task's first attempt, and behind all else otherwise.
     pub async fn begin(path: &Path, anew: bool) -> io::Result<Self> {
         if let Some(folder) = path.parent() {
             tokio::fs::create_dir_all(folder).await?;
         }
         let mut options = OpenOptions::new();
         let file = options.create(true).append(true).open(path).await?;
-        if anew {
-            file.set_len(0).await?;
-        }
-        let offset = file.metadata().await?.len();
+        let length = file.metadata().await?.len();
+        let offset = if anew { 0 } else { length };
         Ok(Self {
             path: path.to_owned(),
             file,
@@ -54,6 +52,16 @@ impl LogFile {
             written: begun.offset.saturating_sub(offset),
             ..begun
         })
+    }
+
+    /// Takes away all behind where the output begins: the container has written nothing yet.
+    async fn cut(&mut self) -> io::Result<()> {
+        self.written = 0;
+        // Devices and pipes have no length.
+        if self.file.metadata().await?.is_file() {
+            self.file.set_len(self.offset).await?;
+        }
+        Ok(())
     }
 
     /// Where the container's output begins.
@@ -109,6 +117,20 @@ impl Output {
     pub fn offsets(&self) -> (u64, u64) {
         let offset = |file: &Option<LogFile>| file.as_ref().map_or(0, LogFile::offset);
         (offset(&self.out), offset(&self.err))
+    }
+
+    /// Takes away what the files have behind where the output begins. To be called when this task
+    /// has the container, and before that starts.
+    ///
+    /// # Errors
+    /// The file that can't be written.
+    pub async fn cut(&mut self) -> Result<(), (PathBuf, io::Error)> {
+        for open in [&mut self.out, &mut self.err].into_iter().flatten() {
+            open.cut()
+                .await
+                .map_err(|error| (open.path.clone(), error))?;
+        }
+        Ok(())
     }
 
     /// The output comes again from its beginning.
@@ -208,7 +230,8 @@ mod tests {
             std::fs::read_to_string(&path).unwrap(),
             "first\none\ntwo\nthree\n"
         );
-        let file = LogFile::begin(&path, true).await.unwrap();
+        let mut file = LogFile::begin(&path, true).await.unwrap();
+        file.cut().await.unwrap();
         take(file, &[out("anew\n")]).await;
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "anew\n");
     }

@@ -177,7 +177,7 @@ mod tests {
     fn the_defaults_are_celery_docker_s() {
         let options: ContainerOptions = serde_json::from_value(json!({})).unwrap();
         assert_eq!(options, ContainerOptions::default());
-        assert_eq!(options.result_expires(), Duration::from_secs(384 * 3600));
+        assert_eq!(options.result_expires(), Duration::from_hours(384));
         let task = options.task_options();
         assert!(task.celery.acks_late && task.celery.reject_on_worker_lost);
         assert_eq!(task.retry.max_retries, Some(3));

@@ -150,12 +150,19 @@ impl Container {
     }
 
     /// Starts it; one that can't be started is gone afterwards.
-    async fn start(&mut self) -> Result<()> {
-        let started = self.engine.start(&self.id).await;
+    async fn start(&mut self, output: &mut Output) -> Result<()> {
+        let started = match output.cut().await {
+            Ok(()) => self
+                .engine
+                .start(&self.id)
+                .await
+                .map_err(|error| failed(&error)),
+            Err((path, error)) => Err(unwritten(&path, &error)),
+        };
         if started.is_err() {
             self.is_gone = self.engine.remove(&self.id).await.is_ok();
         }
-        Ok(started.map_err(|error| failed(&error))?)
+        Ok(started?)
     }
 }
 
@@ -207,32 +214,40 @@ impl ContainerTask {
                 } => {
                     let text = format!("the container {id} is there already: going on with it");
                     context.log(Level::Warning, text);
-                    let output = self.resume(call, out_offset, err_offset).await?;
+                    let mut output = self.resume(call, out_offset, err_offset).await?;
                     let mut container = Container::new(engine, id);
                     if start {
-                        container.start().await?;
+                        container.start(&mut output).await?;
                     }
                     return Ok((container, output));
                 }
                 Decision::Replace(id) => {
-                    engine.remove(&id).await.map_err(|error| failed(&error))?
+                    engine.remove(&id).await.map_err(|error| failed(&error))?;
                 }
                 Decision::Create => {}
             }
             self.pull(engine, call, context).await?;
-            let output = self.begin(call, context).await?;
+            let mut output = self.begin(call, context).await?;
             let name = container_name(context.id());
             let labels = labels(context, output.offsets());
             let privileges = self.options.new_privileges;
             match engine.create(&name, call, labels, privileges).await {
                 Ok(id) => {
                     let mut container = Container::new(engine, id);
-                    container.start().await?;
+                    container.start(&mut output).await?;
                     return Ok((container, output));
                 }
                 // The name is taken: by a container of this task that has come between or that is
                 // on its way out, or by one that nobody here knows.
-                Err(error) if error.status() == Some(409) && conflicts < CONFLICTS => {
+                Err(error) if error.status() == Some(409) => {
+                    let owner = engine
+                        .task_of(&name)
+                        .await
+                        .map_err(|error| failed(&error))?;
+                    let is_foreign = owner.is_some_and(|owner| owner != context.id());
+                    if is_foreign || conflicts == CONFLICTS {
+                        return Err(failed(&error).into());
+                    }
                     conflicts += 1;
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -291,7 +306,7 @@ impl ContainerTask {
         loop {
             let step = tokio::select! {
                 step = steps.next() => step,
-                cause = cancellation.cancelled() => return Err(self.cancelled(cause)),
+                cause = cancellation.cancelled() => return Err(Self::cancelled(cause)),
             };
             let wrong = |why: String| failed(&engine::Error::Pull(image.clone(), why));
             let step = match step {
@@ -360,11 +375,11 @@ impl ContainerTask {
             let _ = tokio::time::timeout(self.options.grace() + END / 2, both).await;
             cause
         };
-        Err(self.cancelled(cause))
+        Err(Self::cancelled(cause))
     }
 
     /// How a task that was cancelled ends, for whoever does not know better.
-    fn cancelled(&self, cause: Cause) -> End {
+    fn cancelled(cause: Cause) -> End {
         match cause {
             Cause::SoftTimeLimit(_) => Exception {
                 exc_message: Vec::new(),

@@ -326,11 +326,13 @@ async fn adopted(docker: &Docker) {
     }
     std::mem::forget(run);
     fs::write(go, "").unwrap();
-    let result = docker
-        .call(json!({}), "adopted", 0)
-        .run(kwargs)
-        .await
-        .unwrap();
+    let next = docker.call(json!({}), "adopted", 0);
+    let result = next.run(kwargs).await.unwrap();
+    let told = next.told.records.lock().unwrap()[0].message.clone();
+    assert!(
+        told.ends_with("is there already: going on with it"),
+        "{told}"
+    );
     assert_eq!(result["output"], "one\ntwo\n");
     assert_eq!(fs::read_to_string(&log).unwrap(), "one\ntwo\n");
     assert_eq!(

@@ -13,7 +13,7 @@ use celeriac_native::{Arguments, Context, Task};
 use celeriac_protocol::Signature;
 use serde_json::Value;
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const DEADLINE: Duration = Duration::from_mins(2);
 
 /// A worker that keeps states and records.
 #[derive(Default)]
