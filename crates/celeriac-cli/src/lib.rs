@@ -12,6 +12,7 @@ mod health;
 mod interpreter;
 mod journal;
 pub mod native;
+mod run_docker;
 mod worker;
 
 use std::process::ExitCode;
@@ -50,6 +51,10 @@ pub fn main(app: Option<NativeApp>) -> ExitCode {
             Err(failure) => failure,
         },
         Command::Dlq(options) => match dlq::run(global, options) {
+            Ok(status) => return status,
+            Err(failure) => failure,
+        },
+        Command::RunDocker(options) => match run_docker::run(global, options) {
             Ok(status) => return status,
             Err(failure) => failure,
         },

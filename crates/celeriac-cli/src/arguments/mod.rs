@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Migrate(client::MigrateArguments),
     /// Speak to a broker in AMQP.
     Amqp(client::AmqpArguments),
+    /// Have a container run by a worker that runs containers; prints the task's id.
+    RunDocker(crate::run_docker::RunDockerArguments),
     /// Look at messages that nothing could be done with, and have them run again.
     Dlq(crate::dlq::DlqArguments),
     /// Read documents with an example app, on a broker that needs no server.

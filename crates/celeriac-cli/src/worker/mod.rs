@@ -124,7 +124,7 @@ fn argv() -> Vec<String> {
 }
 
 /// The settings over those of a Python app: those of a program in Rust are below what is configured.
-fn settings_of(global: &Global) -> Map<String, Value> {
+pub(crate) fn settings_of(global: &Global) -> Map<String, Value> {
     let configured = global.configuration.settings();
     match &global.native {
         Some(app) => app.settings_under(configured),
