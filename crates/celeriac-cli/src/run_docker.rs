@@ -3,7 +3,7 @@
 //! Counterpart: the command line of celery-docker's `tasks.py`, which takes `--inputpath`,
 //! `--outputpath`, `--out` and `IMAGE -- COMMAND…`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf, absolute};
 use std::pin::pin;
 use std::process::ExitCode;
 
@@ -23,10 +23,10 @@ use crate::worker::settings_of;
 #[derive(Debug, Args)]
 pub(crate) struct RunDockerArguments {
     /// A file or folder of the worker's machine, which is at /input for reading.
-    #[arg(long, value_name = "PATH", value_parser = absolute)]
+    #[arg(long, value_name = "PATH")]
     inputpath: Option<PathBuf>,
     /// A folder of the worker's machine, which is at /output for writing.
-    #[arg(long, value_name = "FOLDER", value_parser = absolute)]
+    #[arg(long, value_name = "FOLDER")]
     outputpath: Option<PathBuf>,
     /// A file of the worker's machine for the output: both kinds, unless --err is given.
     #[arg(long, value_name = "FILE")]
@@ -75,13 +75,10 @@ pub(crate) struct RunDockerArguments {
     command: Vec<String>,
 }
 
-fn absolute(text: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text);
-    if path.is_absolute() {
-        Ok(path)
-    } else {
-        Err("it has to be an absolute path of the worker's machine".to_owned())
-    }
+/// A path counts from the folder in which the command is called: the worker is in another one.
+fn from_here(path: &Path) -> String {
+    let path = absolute(path).unwrap_or_else(|_| path.to_owned());
+    path.to_string_lossy().into_owned()
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -94,10 +91,7 @@ fn variable(text: &str) -> Result<(String, String), String> {
 impl RunDockerArguments {
     /// The call's arguments: those that are given.
     fn kwargs(&self) -> Map<String, Value> {
-        let path = |path: &Option<PathBuf>| {
-            let path = path.as_ref()?;
-            Some(Value::from(path.to_string_lossy().into_owned()))
-        };
+        let path = |path: &Option<PathBuf>| path.as_deref().map(from_here).map(Value::from);
         let text = |text: &Option<String>| text.clone().map(Value::from);
         let env: Map<String, Value> = self
             .env
@@ -133,6 +127,10 @@ pub(crate) fn run(global: &Global, arguments: &RunDockerArguments) -> Result<Exi
     } else {
         settings_of(global)
     };
+    if !["broker_url", "broker_write_url"].iter().any(|name| settings.contains_key(*name)) {
+        return Err(Failure::new("Nobody says where the broker is")
+            .with_hint("give its URL by --broker or in celeriac.toml, or an app by -A"));
+    }
     let config = Config::from_settings(&settings)
         .map_err(|error| Failure::new(format!("A setting can't be used: {error}")))?;
     celeriac_net::install_tls_provider();
@@ -264,7 +262,7 @@ mod tests {
             json!({
                 "image": "busybox",
                 "command": ["sh", "-c", "md5sum /input > /output/o && echo Done"],
-                "inputpath": "/in", "outputpath": "/out", "logoutfile": "log",
+                "inputpath": "/in", "outputpath": "/out", "logoutfile": from_here(Path::new("log")),
             })
         );
     }
@@ -309,8 +307,7 @@ mod tests {
     #[test]
     fn slips_are_told() {
         for (line, expected) in [
-            (&["--inputpath", "in", "i", "c"][..], "an absolute path"),
-            (&["--env", "A", "i", "c"], "NAME=VALUE"),
+            (&["--env", "A", "i", "c"][..], "NAME=VALUE"),
             (&["i"], "<COMMAND>"),
             (&["--pull", "often", "i", "c"], "possible values"),
         ] {
