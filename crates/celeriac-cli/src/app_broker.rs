@@ -13,6 +13,8 @@ use serde_json::{Map, Value};
 use crate::arguments::Global;
 use crate::celery;
 use crate::failure::Failure;
+use crate::native::NativeApp;
+use crate::worker;
 
 /// The commands that `celeriac.host.client` adds to Celery's.
 const COMMAND: &str = "celeriac-broker";
@@ -55,25 +57,44 @@ pub(crate) struct AppBroker {
 impl AppBroker {
     /// Asks the app.
     pub(crate) fn of(global: &Global) -> Result<Self, Failure> {
+        if let Some(app) = global.only_native() {
+            return Self::of_native(global, app);
+        }
         let (_, answer) = celery::ask(global, COMMAND)?;
         celeriac_config::read(answer.as_bytes())
             .map_err(|misfit| Failure::new(format!("The app's broker is not known: {misfit}")))
     }
 
+    /// That of an app whose tasks are in Rust.
+    pub(crate) fn of_native(global: &Global, app: &NativeApp) -> Result<Self, Failure> {
+        celeriac_net::install_tls_provider();
+        let description = worker::describe_native(global)?;
+        let queues = app.queues(global);
+        Ok(Self {
+            broker: description.broker,
+            settings: description.settings,
+            queues: queues.iter().map(|name| Queue::direct(name)).collect(),
+        })
+    }
+
     /// Connects to the first of the app's brokers that can be reached, with its queues subscribed to.
     pub(crate) async fn connect(&self) -> Result<Box<dyn Session>, Failure> {
+        let mut session = self.session().await?;
+        for queue in &self.queues {
+            session
+                .subscribe(queue)
+                .await
+                .map_err(|error| Failure::new(error.in_full()))?;
+        }
+        Ok(session)
+    }
+
+    /// Connects to the first of the app's brokers that can be reached.
+    pub(crate) async fn session(&self) -> Result<Box<dyn Session>, Failure> {
         let mut failure = None;
         for broker in brokers(&self.broker, &self.settings, None)? {
             match broker.connect().await {
-                Ok(mut session) => {
-                    for queue in &self.queues {
-                        session
-                            .subscribe(queue)
-                            .await
-                            .map_err(|error| Failure::new(error.in_full()))?;
-                    }
-                    return Ok(session);
-                }
+                Ok(session) => return Ok(session),
                 Err(error) => {
                     let url = broker.display_url();
                     let text = format!("Cannot connect to {url}: {}", error.in_full());

@@ -12,14 +12,20 @@ use crate::arguments::Global;
 use crate::arguments::client::CeleryCommand;
 use crate::failure::Failure;
 use crate::interpreter::interpreter;
+use crate::native;
 
 /// Becomes `celery` with the given words; returns only what went wrong.
 pub(crate) fn become_celery(global: &Global, command: &dyn CeleryCommand) -> Failure {
+    let words = command.words();
+    if global.only_native().is_some() {
+        let name = words.first().map(String::as_str);
+        return native::command::needs_python(name.unwrap_or_default());
+    }
     let (mut celery, _sources) = match program(global) {
         Ok(program) => program,
         Err(failure) => return failure,
     };
-    let error = celery.args(command.words()).exec();
+    let error = celery.args(words).exec();
     not_run(&celery, &error)
 }
 

@@ -41,6 +41,17 @@ pub fn main(app: Option<NativeApp>) -> ExitCode {
     let mut arguments = arguments;
     arguments.global.native = app.map(Arc::new);
     let global = &arguments.global;
+    if let Some(app) = global.only_native() {
+        let done = match &arguments.command {
+            Command::Call(call) => Some(native::command::call(global, app, call)),
+            Command::Result(result) => Some(native::command::result(global, app, result)),
+            Command::Purge(purge) => Some(native::command::purge(global, app, purge)),
+            _ => None,
+        };
+        if let Some(done) = done {
+            return done.map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS);
+        }
+    }
     let failure = match &arguments.command {
         Command::Worker(options) => match worker::run(global, options, &user_words) {
             Ok(status) => return status,

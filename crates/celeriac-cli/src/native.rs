@@ -1,10 +1,16 @@
 //! An app whose tasks are in Rust, as the command line takes it.
 
+pub(crate) mod command;
+
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use celeriac_client::{Config, Error};
 use celeriac_native::Task;
 use serde_json::{Map, Value};
+
+use crate::arguments::Global;
 
 /// Where messages are unless something says otherwise: SQLite in the folder that the program is
 /// started in, which needs no server.
@@ -43,6 +49,48 @@ impl NativeApp {
         settings.extend(over);
         settings
     }
+
+    /// What a client of it is told: these settings, and where calls of its tasks go that do not say
+    /// so themselves.
+    ///
+    /// # Errors
+    /// When a setting makes no sense.
+    pub fn client_config(&self, settings: &Map<String, Value>) -> Result<Config, Error> {
+        let mut config = Config::from_settings(settings)?;
+        config.task_routes.extend(routes(self.tasks.iter()));
+        Ok(config)
+    }
+
+    /// The queues that it knows: the default one, and those of its tasks.
+    pub(crate) fn queues(&self, global: &Global) -> Vec<String> {
+        let settings = self.settings_under(global.configuration.settings());
+        let default = settings.get("task_default_queue").and_then(Value::as_str);
+        let own = self
+            .tasks
+            .iter()
+            .filter_map(|task| task.options().queue.clone());
+        let mut queues: BTreeSet<String> = own.collect();
+        queues.insert(default.unwrap_or("celery").to_owned());
+        queues.into_iter().collect()
+    }
+}
+
+/// Where calls of these tasks go by their own options. Routes of the app's configuration belong before
+/// them: the first that fits holds.
+pub(crate) fn routes<'t>(
+    tasks: impl Iterator<Item = &'t Arc<dyn Task>>,
+) -> impl Iterator<Item = (String, Map<String, Value>)> {
+    tasks.filter_map(|task| {
+        let options = task.options();
+        let mut route = Map::new();
+        if let Some(queue) = &options.queue {
+            route.insert("queue".to_owned(), queue.as_str().into());
+        }
+        if let Some(priority) = options.priority {
+            route.insert("priority".to_owned(), priority.into());
+        }
+        (!route.is_empty()).then(|| (task.name().to_owned(), route))
+    })
 }
 
 impl fmt::Debug for NativeApp {

@@ -4,7 +4,7 @@
 use std::sync::{Arc, OnceLock};
 
 use celeriac_cli::native::NativeApp;
-use celeriac_client::{Apply, AsyncResult, Client, Config, Error};
+use celeriac_client::{Apply, AsyncResult, Client, Error};
 use celeriac_native::Task;
 use celeriac_protocol::Signature;
 use serde_json::{Map, Value};
@@ -111,7 +111,7 @@ impl App {
             return Ok(client);
         }
         let settings = self.native.resolved().map_err(Error::Invalid)?;
-        let config = Config::from_settings(&settings)?;
+        let config = self.native.client_config(&settings)?;
         let client = Client::new(config)?;
         Ok(self.client.get_or_init(|| client))
     }

@@ -38,7 +38,6 @@ mod definition;
 mod name;
 #[doc(hidden)]
 pub mod private;
-mod worker;
 
 pub use app::{App, DEFAULT_BACKEND, DEFAULT_BROKER};
 pub use call::Call;
@@ -111,7 +110,6 @@ pub use celeriac_native::{
 };
 pub use celeriac_protocol::{Exception, Signature};
 pub use definition::Definition;
-pub use worker::{Stop, Worker};
 
 use std::process::ExitCode;
 

@@ -8,47 +8,47 @@ use clap::{Args, Subcommand};
 #[derive(Debug, Args)]
 pub(crate) struct CallArguments {
     /// The task's name.
-    name: String,
+    pub(crate) name: String,
     /// Positional arguments, as a JSON array.
     #[arg(short, long, value_name = "JSON", allow_hyphen_values = true)]
-    args: Option<String>,
+    pub(crate) args: Option<String>,
     /// Keyword arguments, as a JSON object.
     #[arg(short, long, value_name = "JSON", allow_hyphen_values = true)]
-    kwargs: Option<String>,
+    pub(crate) kwargs: Option<String>,
     /// Not before this moment.
     #[arg(long, value_name = "ISO 8601")]
-    eta: Option<String>,
+    pub(crate) eta: Option<String>,
     /// Not before so many seconds from now.
     #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
-    countdown: Option<String>,
+    pub(crate) countdown: Option<String>,
     /// Not after this moment, or so many seconds from now.
     #[arg(long, value_name = "ISO 8601 OR SECONDS", allow_hyphen_values = true)]
-    expires: Option<String>,
+    pub(crate) expires: Option<String>,
     /// The serializer of the message.
     #[arg(long, value_name = "NAME")]
-    serializer: Option<String>,
+    pub(crate) serializer: Option<String>,
     /// The queue.
     #[arg(long, value_name = "NAME")]
-    queue: Option<String>,
+    pub(crate) queue: Option<String>,
     /// The exchange.
     #[arg(long, value_name = "NAME")]
-    exchange: Option<String>,
+    pub(crate) exchange: Option<String>,
     /// The routing key.
     #[arg(long, value_name = "KEY")]
-    routing_key: Option<String>,
+    pub(crate) routing_key: Option<String>,
 }
 
 /// Whose result.
 #[derive(Debug, Args)]
 pub(crate) struct ResultArguments {
     /// The task's id.
-    task_id: String,
+    pub(crate) task_id: String,
     /// The task's name, where it has a backend of its own.
     #[arg(short, long, value_name = "NAME")]
     task: Option<String>,
     /// Show the traceback instead.
     #[arg(long)]
-    traceback: bool,
+    pub(crate) traceback: bool,
 }
 
 /// Which queues.
@@ -56,13 +56,13 @@ pub(crate) struct ResultArguments {
 pub(crate) struct PurgeArguments {
     /// Don't ask.
     #[arg(short, long)]
-    force: bool,
+    pub(crate) force: bool,
     /// These queues, with commas between [default: all that the app knows]
     #[arg(short = 'Q', long, value_name = "NAMES")]
-    queues: Option<String>,
+    pub(crate) queues: Option<String>,
     /// All but these queues.
     #[arg(short = 'X', long, value_name = "NAMES")]
-    exclude_queues: Option<String>,
+    pub(crate) exclude_queues: Option<String>,
 }
 
 /// What to move, and where.

@@ -237,6 +237,11 @@ fn variable<const N: usize>(names: [&str; N]) -> Option<String> {
 }
 
 impl Global {
+    /// The program's own app, where there is no Python app besides: it needs no Python.
+    pub(crate) fn only_native(&self) -> Option<&NativeApp> {
+        self.native.as_deref().filter(|_| self.app().is_none())
+    }
+
     /// The app as `-A` names it.
     pub(crate) fn app(&self) -> Option<String> {
         let configured = || self.configuration.text(&["app"]).map(str::to_owned);

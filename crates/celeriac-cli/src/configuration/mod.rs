@@ -65,9 +65,9 @@ pub(crate) fn command_line(words: &[OsString]) -> Result<(Arguments, Vec<String>
 /// # Errors
 /// What is wrong, and where.
 pub(crate) fn settings() -> Result<Map<String, Value>, String> {
-    read(None)
+    layers::read(None, variables())
         .map(|configuration| configuration.settings())
-        .map_err(|failure| failure.to_string())
+        .map_err(|misconfigured| misconfigured.to_string())
 }
 
 /// Whether a command has to do with an app.

@@ -132,6 +132,11 @@ pub(crate) fn settings_of(global: &Global) -> Map<String, Value> {
     }
 }
 
+/// What the program's own app tells of itself to commands that are no workers.
+pub(crate) fn describe_native(global: &Global) -> Result<Description, Failure> {
+    native::describe(global, &native::tasks(global)?, &Map::new())
+}
+
 async fn start_and_run(
     global: &Global,
     arguments: &WorkerArguments,

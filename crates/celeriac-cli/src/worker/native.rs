@@ -169,8 +169,10 @@ impl NativeTasks {
         if self.registry.is_empty() {
             return Ok(None);
         }
-        let config = Config::from_settings(&description.client)
+        let mut config = Config::from_settings(&description.client)
             .map_err(|error| Failure::new(format!("A setting can't be used: {error}")))?;
+        let own = self.registry.iter().map(|(_, task)| task);
+        config.task_routes.extend(crate::native::routes(own));
         let client = Client::new(config)
             .map_err(|error| Failure::new(format!("Tasks can't be sent: {error}")))?;
         let flag = |name: &str| description.client.get(name) == Some(&Value::Bool(true));

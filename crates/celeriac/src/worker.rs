@@ -1,1 +1,0 @@
-//! A worker inside a program of one's own.
