@@ -127,12 +127,19 @@ pub(crate) fn run(global: &Global, arguments: &RunDockerArguments) -> Result<Exi
     } else {
         settings_of(global)
     };
-    if !["broker_url", "broker_write_url"].iter().any(|name| settings.contains_key(*name)) {
+    if !["broker_url", "broker_write_url"]
+        .iter()
+        .any(|name| settings.contains_key(*name))
+    {
         return Err(Failure::new("Nobody says where the broker is")
             .with_hint("give its URL by --broker or in celeriac.toml, or an app by -A"));
     }
-    let config = Config::from_settings(&settings)
-        .map_err(|error| Failure::new(format!("A setting can't be used: {error}")))?;
+    let config = match &global.native {
+        Some(app) => app.client_config(&settings),
+        None => Config::from_settings(&settings),
+    };
+    let config =
+        config.map_err(|error| Failure::new(format!("A setting can't be used: {error}")))?;
     celeriac_net::install_tls_provider();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
