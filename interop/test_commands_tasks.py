@@ -124,7 +124,7 @@ def test_callers_run_what_they_may(begin: Callable[..., Any]) -> None:
 
 
 def test_callers_run_nothing_unless_that_is_configured(begin: Callable[..., Any]) -> None:
-    _, module = begin("")
+    _, module = begin('[commands."tools.true"]\nargv = ["true"]\n')
     result = module.app.send_task("celeriac.command", kwargs={"argv": ["true"]})
     with pytest.raises(PermissionError, match="runs no commands that callers name"):
         result.get(timeout=60)

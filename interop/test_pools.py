@@ -174,6 +174,11 @@ def test_stats_name_the_pool(shared):
     assert shown in shared.worker.log
 
 
+def test_main_answers_for_the_app(shared):
+    conf = shared.inspect().conf()[shared.worker.node]
+    assert conf["result_backend"] == shared.app.app.conf.result_backend
+
+
 def test_an_app_is_told_of_processes_as_by_celery(shared):
     told = "worker_process_init" in shared.notes()
     assert told == (shared.kind not in ("threads", "gevent"))

@@ -103,13 +103,25 @@ async fn collect(backend: &dyn Backend, ids: Vec<String>) -> Result<Vec<Meta>, E
     Ok(metas)
 }
 
+/// The ids of a group's members, of groups among them as well; `None` for what is no
+/// `GroupResult.as_tuple()`.
+#[cfg(feature = "mongodb")]
+pub(crate) fn member_ids(tuple: &Value) -> Option<Vec<&str>> {
+    let members = tuple.as_array()?.get(1)?.as_array()?;
+    let ids = members.iter().map(|member| {
+        let own = member.as_array()?.first()?;
+        own.as_str().or_else(|| own.as_array()?.first()?.as_str())
+    });
+    ids.collect()
+}
+
 /// A result's place in a header: a task, or the members of a group.
 #[derive(Debug, Clone, PartialEq)]
 enum Place {
     /// The id of the task whose result it is.
     Task(String),
     /// As a list.
-    Group(Vec<Place>),
+    Group(Vec<Self>),
 }
 
 impl Place {

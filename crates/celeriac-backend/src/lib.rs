@@ -14,13 +14,17 @@ pub mod document;
 pub mod filesystem;
 mod keys;
 pub mod memory;
+#[cfg(feature = "mongodb")]
+pub mod mongodb;
 pub mod open;
 mod options;
 mod payload;
 #[cfg(any(
     feature = "filesystem",
+    feature = "mongodb",
     feature = "mysql",
     feature = "postgres",
+    feature = "s3",
     feature = "sqlite"
 ))]
 mod polling;
@@ -28,7 +32,11 @@ pub mod python;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod retry;
+#[cfg(feature = "rpc")]
+pub mod rpc;
+#[cfg(feature = "s3")]
+pub mod s3;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 pub mod sql;
 
-pub use open::open;
+pub use open::{open, open_beside};

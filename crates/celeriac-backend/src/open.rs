@@ -2,7 +2,38 @@
 
 use std::sync::Arc;
 
+use celeriac_core::Broker;
 use celeriac_core::backend::{Backend, Error, ErrorKind, Settings};
+
+use crate::options::invalid;
+
+/// The result backend that `url` names, where `rpc://` goes over `broker`. Connects to nothing yet.
+///
+/// # Errors
+/// As [`open`], and when no messages can be sent to the broker.
+pub fn open_beside(
+    url: &str,
+    settings: Settings,
+    broker: &Arc<dyn Broker>,
+) -> Result<Arc<dyn Backend>, Error> {
+    if !url.starts_with("rpc:") {
+        return open(url, settings);
+    }
+    #[cfg(feature = "rpc")]
+    {
+        let publisher = broker.publisher().map_err(|error| invalid(&error))?;
+        Ok(Arc::new(crate::rpc::RpcBackend::new(
+            Arc::clone(broker),
+            publisher,
+            &settings,
+        )))
+    }
+    #[cfg(not(feature = "rpc"))]
+    {
+        let _ = broker;
+        Err(invalid(&"this build of celeriac has no rpc://"))
+    }
+}
 
 /// The result backend that `url` names (the setting `result_backend`). Connects to nothing yet.
 ///
@@ -14,7 +45,7 @@ pub fn open(url: &str, settings: Settings) -> Result<Arc<dyn Backend>, Error> {
         "memory" => Ok(crate::memory::MemoryBackend::open(url, settings)),
         #[cfg(feature = "redis")]
         "redis" | "rediss" | "redis+socket" | "socket" | "sentinel" => {
-            Ok(Arc::new(crate::redis::RedisBackend::new(url, settings)?))
+            Ok(Arc::new(crate::redis::RedisBackend::new(url, &settings)?))
         }
         #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
         _ if scheme == "db" || scheme.starts_with("db+") => {
@@ -24,6 +55,13 @@ pub fn open(url: &str, settings: Settings) -> Result<Arc<dyn Backend>, Error> {
         "file" => Ok(Arc::new(crate::filesystem::FilesystemBackend::new(
             url, settings,
         )?)),
+        #[cfg(feature = "mongodb")]
+        "mongodb" | "mongodb+srv" => {
+            Ok(Arc::new(crate::mongodb::MongoBackend::new(url, settings)?))
+        }
+        #[cfg(feature = "s3")]
+        "s3" => Ok(Arc::new(crate::s3::S3Backend::new(&settings)?)),
+        "rpc" => Err(invalid(&"rpc:// needs a broker")),
         _ => Err(Error::new(
             ErrorKind::Configuration,
             format!("result_backend: {scheme:?} is not available"),
@@ -47,6 +85,12 @@ const AVAILABLE: &[&str] = &[
     "db+mysql://, db+mariadb://",
     #[cfg(feature = "filesystem")]
     "file://",
+    #[cfg(feature = "mongodb")]
+    "mongodb://, mongodb+srv://",
+    #[cfg(feature = "s3")]
+    "s3://",
+    #[cfg(feature = "rpc")]
+    "rpc://",
     "memory://",
 ];
 

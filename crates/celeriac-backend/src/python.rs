@@ -139,7 +139,7 @@ fn repr_text(text: &str) -> String {
                 shown.push(quote);
             }
             _ if character < ' ' || ('\u{7f}'..='\u{a0}').contains(&character) => {
-                shown.push_str(&format!("\\x{:02x}", u32::from(character)));
+                shown.extend(format!("\\x{:02x}", u32::from(character)).chars());
             }
             _ => shown.push(character),
         }

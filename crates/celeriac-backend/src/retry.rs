@@ -25,10 +25,21 @@ pub(crate) struct Retry {
     /// The option `retry_policy`: `None` is for ever.
     max_retries: Option<u32>,
     waits: Linear,
-    /// What follows with `result_backend_always_retry`: how many more retries (`None`: for ever).
-    always: Option<Option<u32>>,
+    /// What follows with `result_backend_always_retry`.
+    always: Always,
     /// The ceilings of their waits, which are random.
     always_waits: Doubling,
+}
+
+/// What follows when the policy's retries are used up.
+#[derive(Debug, Clone, Copy)]
+enum Always {
+    /// Nothing.
+    No,
+    /// So many more retries.
+    Times(u32),
+    /// Retries without end.
+    Endless,
 }
 
 impl Retry {
@@ -59,11 +70,13 @@ impl Retry {
                 step: span("interval_step", WAITS.step),
                 max: span("interval_max", WAITS.max),
             },
-            always: options::flag(settings, "result_backend_always_retry").then(|| {
+            always: if options::flag(settings, "result_backend_always_retry") {
                 options::number(settings, "result_backend_max_retries")
                     .filter(|number| number.is_finite())
-                    .map(|number| number as u32)
-            }),
+                    .map_or(Always::Endless, |number| Always::Times(number as u32))
+            } else {
+                Always::No
+            },
             always_waits: Doubling {
                 start: millis("result_backend_base_sleep_between_retries_ms", 10),
                 max: millis("result_backend_max_sleep_between_retries_ms", 10_000),
@@ -80,8 +93,10 @@ impl Retry {
             return Some(self.waits.wait(failure));
         }
         let further = failure - max;
-        if self.always?.is_some_and(|max| further >= max) {
-            return None;
+        match self.always {
+            Always::No => return None,
+            Always::Times(max) if further >= max => return None,
+            Always::Times(_) | Always::Endless => {}
         }
         Some(self.always_waits.wait(further).mul_f64(fraction()))
     }

@@ -174,7 +174,7 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         let is_end = |event: &&PoolEvent| matches!(event, PoolEvent::Finished { .. });
         ended += events.iter().filter(is_end).count();
     }
-    let took = (clock.monotonic() - begun).as_secs_f64();
+    let took = clock.monotonic().saturating_sub(begun).as_secs_f64();
     let batches = memory.batches.lock().map_or(0, |batches| *batches).max(1);
     println!(
         "{tasks} tasks in {took:.2} s: {:.0} a second, {places} at once, {:.1} results stored at once",

@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use celeriac_protocol::Signature;
+use bytestring::ByteString;
+use celeriac_core::pool::{Job, RequestKey};
+use celeriac_protocol::{Message, Signature, TimeLimits, request};
 use serde_json::{Map, Value, json};
 
 use crate::arguments::Arguments;
@@ -136,15 +138,36 @@ impl Call {
         options
     }
 
+    /// The call that a message is, for what a worker stores of it without running it: that it was
+    /// revoked, say, or lost.
+    ///
+    /// # Errors
+    /// When there is no reading it.
+    pub fn of_message(
+        message: &Message,
+        hostname: &str,
+        accepts: &body::Accepts,
+    ) -> Result<Self, Rejection> {
+        let job = Job {
+            key: RequestKey(0),
+            task: ByteString::new(),
+            request: request::to_json(message, hostname),
+            body: message.body.clone(),
+            content_type: message.content_type.clone(),
+            content_encoding: message.content_encoding.clone(),
+            time_limits: TimeLimits::default(),
+            wants_result: false,
+            wants_exception: false,
+        };
+        Ok(body::read(&job, accepts)?.0)
+    }
+
     /// Reads the request as the worker hands it to pools (`celeriac_protocol::request`), and the
     /// message's body.
     ///
     /// # Errors
     /// When there is no reading it.
-    pub fn read(
-        job: &celeriac_core::pool::Job,
-        accepts: &body::Accepts,
-    ) -> Result<(Self, Arguments), Rejection> {
+    pub fn read(job: &Job, accepts: &body::Accepts) -> Result<(Self, Arguments), Rejection> {
         body::read(job, accepts)
     }
 }

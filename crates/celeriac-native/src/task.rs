@@ -24,7 +24,13 @@ pub trait Task: Send + Sync {
     ///
     /// The future is dropped when the task is revoked or over a time limit, after the time that
     /// [`Options::cancel_grace`] gives it to end by itself. What has to be undone then belongs into
-    /// a guard's `Drop`, or after [`crate::Cancellation::cancelled`].
+    /// a guard's `Drop`, or after [`crate::Cancellation::cancelled`]. How it ends in that time counts
+    /// at the soft limit; after a revocation, and at the hard limit, it is lost however it ends.
+    ///
+    /// A future can only be dropped where it awaits. One that computes for long belongs into
+    /// [`crate::Blocking`]; one that never yields is concluded 5 s later without it, and its place in
+    /// the pool stays taken, as it does for whatever else holds the `context`, such as tasks that
+    /// were spawned.
     async fn run(&self, context: Context, arguments: Arguments) -> Result<Value>;
 }
 

@@ -21,6 +21,7 @@ from typing import Any, Callable
 from celery.bootsteps import ConsumerStep
 from celery.utils.log import get_logger
 
+from celeriac.host import pools
 from celeriac.host.steps import ConsumingSteps
 
 logger = get_logger("celery.worker.consumer.consumer")
@@ -44,13 +45,14 @@ class Parent:
 class HostedPool:
     """Stands for the pool in ``worker.pool``: the children belong to the Rust parent."""
 
-    is_green = False
     signal_safe = True
-    task_join_will_block = True
 
-    def __init__(self, limit: int, parent: Parent) -> None:
+    def __init__(self, limit: int, parent: Parent, kind: str) -> None:
         self.limit = limit
         self._parent = parent
+        self._kind = kind
+        self.is_green = kind == pools.GEVENT
+        self.task_join_will_block = not self.is_green
 
     @property
     def num_processes(self) -> int:
@@ -58,7 +60,7 @@ class HostedPool:
 
     @property
     def info(self) -> dict[str, Any]:
-        return {"implementation": "celeriac:prefork", "max-concurrency": self.limit}
+        return {"implementation": f"celeriac:{self._kind}", "max-concurrency": self.limit}
 
     def grow(self, n: int = 1) -> None:
         self.limit += n

@@ -71,7 +71,9 @@ def kind(pool: Any) -> str:
         StartError: when the pool is none that celeriac runs, or can't be any more.
     """
     name = pool if isinstance(pool, str) else f"{pool.__module__}:{pool.__qualname__}"
-    found = _CLASSES.get(name, name if name in _CLASSES.values() else None)
+    # Celery makes a class of the name after it has called what asks this first.
+    names = {"processes": PREFORK, **{name: name for name in _CLASSES.values()}}
+    found = _CLASSES.get(name) or names.get(name)
     if found is None:
         raise StartError(f"The pool {name!r} is not available.", hint=_HINT)
     if found == GEVENT and not is_patched():

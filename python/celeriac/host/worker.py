@@ -68,7 +68,7 @@ def _create_timer(_step: Any, worker: Any) -> None:
 
 
 def _create_pool(_step: Any, worker: Any) -> None:
-    worker.pool = HostedPool(worker.concurrency, worker.parent)
+    worker.pool = HostedPool(worker.concurrency, worker.parent, pools.kind(worker.pool_cls))
 
 
 _WORKER_STEPS = [
@@ -129,7 +129,7 @@ def hosted_worker_class(app: Any) -> type[Any]:
             refuse_replaced_classes(self)
             self.timer = self.hub = self.semaphore = self.autoscaler = None
             self.parent = Parent()
-            self.pool = HostedPool(0, self.parent)
+            self.pool = HostedPool(0, self.parent, pools.kind(self.pool_cls))
             self.pool_queues = kwargs.pop("pool_queues", [])
             autoscale = kwargs.get("autoscale")
             self.autoscale = tuple(autoscale) if autoscale else None

@@ -47,13 +47,13 @@ impl RedisBackend {
     ///
     /// # Errors
     /// When the URL or an option makes no sense.
-    pub fn new(url: &str, settings: Settings) -> Result<Self, Error> {
-        let Address { server, display } = Address::new(url, &settings)?;
-        let keys = Keys::new(&settings);
-        let retry = Retry::new(&settings);
+    pub fn new(url: &str, settings: &Settings) -> Result<Self, Error> {
+        let Address { server, display } = Address::new(url, settings)?;
+        let keys = Keys::new(settings);
+        let retry = Retry::new(settings);
         Ok(Self {
-            lifetimes: Lifetimes::new(&settings),
-            chords: ChordSettings::new(&settings),
+            lifetimes: Lifetimes::new(settings),
+            chords: ChordSettings::new(settings),
             link: Link::new(server.clone()),
             subscriptions: Subscriptions::new(server, display.clone(), keys.clone(), retry.clone()),
             display,

@@ -3,6 +3,10 @@
 use celeriac_core::backend::{Error, ErrorKind};
 use celeriac_core::broker::{self, ErrorKind as Broker};
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "it is what `map_err` hands over"
+)]
 /// Sorts an error of a connection, which is told in the words of a broker.
 pub(super) fn backend_error(error: broker::Error) -> Error {
     let kind = match error.kind {

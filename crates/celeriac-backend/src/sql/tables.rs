@@ -117,10 +117,11 @@ pub(super) fn task_columns(types: &Types, is_extended: bool) -> String {
          traceback TEXT, children {blob}"
     );
     if is_extended {
-        columns.push_str(&format!(
+        let extended = format!(
             ", name VARCHAR(155), args {blob}, kwargs {blob}, worker VARCHAR(155), \
              retries INTEGER, queue VARCHAR(155), stamps {blob}"
-        ));
+        );
+        columns += &extended;
     }
     columns
 }

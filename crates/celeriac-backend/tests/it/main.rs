@@ -5,4 +5,5 @@
 mod filesystem;
 mod memory;
 mod redis;
+mod rpc;
 mod sql;

@@ -9,7 +9,7 @@ use celeriac_core::broker::{Delivery, ErrorKind, Fate, Retry, Session, Settlemen
 use celeriac_core::bus::{BusOptions, BusSettings};
 use celeriac_core::queue::{ExchangeKind, Queue};
 use celeriac_testing::conformance::broker::{self, Fixture, GivesBack, Ways, message};
-use celeriac_testing::conformance::bus;
+use celeriac_testing::conformance::{bus, publisher};
 use celeriac_testing::server::RabbitMqServer;
 use lapin::options::{BasicPublishOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -84,6 +84,11 @@ impl Fixture for Rabbit {
             knows_no_nan: true,
         }
     }
+}
+
+#[tokio::test]
+async fn publishing() {
+    publisher::run(&Rabbit::new()).await;
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use celeriac_core::broker::{DeliveryTag, ErrorKind, Fate, Session, Settlement, W
 use celeriac_core::queue::Queue;
 use celeriac_core::revokes::KeptRevokes;
 use celeriac_testing::conformance::broker::{self, Fixture, message};
-use celeriac_testing::conformance::limits;
+use celeriac_testing::conformance::{limits, publisher};
 use celeriac_testing::server::MariadbServer;
 use tokio::time::{Instant, timeout};
 
@@ -137,6 +137,11 @@ fn ack(tag: DeliveryTag) -> Settlement {
         tag,
         fate: Fate::Ack,
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishing() {
+    publisher::run(&Mariadb::new()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

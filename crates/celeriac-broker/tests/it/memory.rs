@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use celeriac_broker::memory::MemoryBroker;
 use celeriac_core::Broker;
 use celeriac_testing::conformance::broker::{self, Fixture};
-use celeriac_testing::conformance::limits;
+use celeriac_testing::conformance::{limits, publisher};
 
 struct Memory(MemoryBroker);
 
@@ -17,6 +17,12 @@ impl Fixture for Memory {
     async fn publish_rubbish(&self, _: &str, _: &[u8]) -> Option<()> {
         None // it holds messages, not bytes
     }
+}
+
+#[tokio::test]
+async fn publishing() {
+    let memory = Memory(MemoryBroker::new());
+    publisher::run(&memory).await;
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use celeriac_core::queue::Queue;
 use celeriac_core::revokes::KeptRevokes;
 use celeriac_protocol::Marks;
 use celeriac_testing::conformance::broker::{self, Fixture, message};
-use celeriac_testing::conformance::limits;
+use celeriac_testing::conformance::{limits, publisher};
 use celeriac_testing::server::PostgresServer;
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
@@ -127,6 +127,11 @@ fn ack(tag: DeliveryTag) -> Settlement {
         tag,
         fate: Fate::Ack,
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishing() {
+    publisher::run(&Postgres::new()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

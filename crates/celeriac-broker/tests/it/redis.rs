@@ -8,7 +8,7 @@ use celeriac_core::broker::{ErrorKind, Fate, Retry, Session, Settlement, Want};
 use celeriac_core::queue::{Binding, Exchange, ExchangeKind, Queue};
 use celeriac_core::revokes::KeptRevokes;
 use celeriac_testing::conformance::broker::{self, Fixture, message};
-use celeriac_testing::conformance::limits;
+use celeriac_testing::conformance::{limits, publisher};
 use celeriac_testing::server::RedisServer;
 use serde_json::{Map, Value, json};
 
@@ -59,6 +59,11 @@ impl Fixture for Redis {
         ]);
         Some(())
     }
+}
+
+#[tokio::test]
+async fn publishing() {
+    publisher::run(&Redis::new()).await;
 }
 
 #[tokio::test]

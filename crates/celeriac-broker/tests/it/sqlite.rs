@@ -9,7 +9,7 @@ use celeriac_core::broker::{ErrorKind, Want};
 use celeriac_core::queue::Queue;
 use celeriac_core::revokes::KeptRevokes;
 use celeriac_testing::conformance::broker::{self, Fixture, message};
-use celeriac_testing::conformance::limits;
+use celeriac_testing::conformance::{limits, publisher};
 use rusqlite::Connection;
 
 use crate::as_python_keeps;
@@ -80,6 +80,12 @@ impl Database for Sqlite {
 async fn delays_and_dead_letters() {
     let folder = tempfile::tempdir().unwrap();
     sql::run(&Sqlite::new(folder.path())).await;
+}
+
+#[tokio::test]
+async fn publishing() {
+    let folder = tempfile::tempdir().unwrap();
+    publisher::run(&Sqlite::new(folder.path())).await;
 }
 
 #[tokio::test]

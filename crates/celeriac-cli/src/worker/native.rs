@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytestring::ByteString;
 use celeriac_client::{Client, Config};
+use celeriac_command::CommandOptions;
 use celeriac_config::{Configuration, Description};
 use celeriac_core::clock::Clock;
 use celeriac_core::journal::Journal;
@@ -68,6 +69,14 @@ fn declared(configuration: &Configuration) -> Result<Vec<Arc<dyn Task>>, Failure
     for (name, table) in configuration.commands() {
         let options = read("commands", &name, &name, table)?;
         tasks.push(celeriac_command::command(options).map_err(|error| unusable(&error))?);
+    }
+    // Where commands run, callers who name their own are told why they may not.
+    let sent = CommandOptions {
+        name: "celeriac.command".to_owned(),
+        ..CommandOptions::default()
+    };
+    if !tasks.is_empty() && !tasks.iter().any(|task| task.name() == sent.name) {
+        tasks.push(celeriac_command::command(sent).map_err(|error| unusable(&error))?);
     }
     for (name, table) in configuration.containers() {
         // The name by which its callers know it (ome/ansible-role-celery-docker).

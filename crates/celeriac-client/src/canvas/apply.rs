@@ -200,6 +200,8 @@ impl Planner<'_> {
 
         let chord = options.remove("chord").filter(|chord| !chord.is_null());
         options.remove("group_index");
+        // The result of a member's own is no child of the task that sends the group.
+        options.insert("add_to_parent".to_owned(), false.into());
         let mut size = 0;
         let count = prepared.len();
         let mut members = Vec::with_capacity(count);

@@ -31,18 +31,7 @@ pub fn chain(tasks: impl IntoIterator<Item = Signature>) -> Result<Signature, Er
 /// When one of `tasks` is a primitive without its parts.
 pub fn group(tasks: impl IntoIterator<Item = Signature>) -> Result<Signature, Error> {
     let tasks: Result<Vec<Node>, Error> = tasks.into_iter().map(Node::parse).collect();
-    let mut tasks = tasks?;
-    // A group of a group is that one.
-    if let [
-        Node {
-            kind: node::Kind::Group(inner),
-            ..
-        },
-    ] = &mut tasks[..]
-    {
-        tasks = std::mem::take(inner);
-    }
-    Ok(Node::group(tasks).into_signature())
+    Ok(Node::group(tasks?).into_signature())
 }
 
 /// Calls beside each other, and when all of them have ended `body` with the list of their results.
@@ -54,17 +43,7 @@ pub fn chord(
     body: Signature,
 ) -> Result<Signature, Error> {
     let header: Result<Vec<Node>, Error> = header.into_iter().map(Node::parse).collect();
-    let mut header = header?;
-    if let [
-        Node {
-            kind: node::Kind::Group(inner),
-            ..
-        },
-    ] = &mut header[..]
-    {
-        header = std::mem::take(inner);
-    }
-    Ok(Node::chord(header, Node::parse(body)?).into_signature())
+    Ok(Node::chord(header?, Node::parse(body)?).into_signature())
 }
 
 /// One call of `celery.map`: it runs `task` with each of `it`, one after another.

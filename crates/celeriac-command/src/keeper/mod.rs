@@ -71,7 +71,7 @@ fn serve() -> io::Result<()> {
     orders.read_line(&mut line)?;
     let spec: Spec = serde_json::from_str(&line)?;
     // For whoever looks at processes: it was started as `/proc/self/exe`.
-    let _ = rustix::thread::set_name(c"celeriac:keeper");
+    let _ = nix::sys::prctl::set_name(c"celeriac:keeper");
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let mut child = match start(&spec) {
         Ok(child) => child,

@@ -132,15 +132,13 @@ impl Pool for MixedPool {
     }
 
     async fn next(&mut self) -> Vec<PoolEvent> {
-        loop {
-            if !self.told.is_empty() {
-                return self.told.drain(..).collect();
-            }
+        if self.told.is_empty() {
             let (events, is_native) = tokio::select! {
                 events = self.native.next() => (events, true),
                 events = self.python.next() => (events, false),
             };
             self.hear(events, is_native);
         }
+        self.told.drain(..).collect()
     }
 }

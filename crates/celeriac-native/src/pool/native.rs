@@ -36,6 +36,8 @@ pub struct NativePool {
     runs: HashMap<RequestKey, Canceller>,
     reports: Reports,
     told: VecDeque<PoolEvent>,
+    /// Whether a place came free without an event.
+    has_room: bool,
 }
 
 impl NativePool {
@@ -69,6 +71,7 @@ impl NativePool {
             runs: HashMap::new(),
             reports: Reports::default(),
             told: VecDeque::new(),
+            has_room: false,
         })
     }
 
@@ -159,7 +162,11 @@ impl NativePool {
                     self.runs.remove(&key);
                     self.machine.ended(key, end, is_free, now);
                 }
-                Report::Freed { key } => self.machine.freed(key, now),
+                Report::Freed { key } => {
+                    let free = self.machine.free();
+                    self.machine.freed(key, now);
+                    self.has_room |= self.machine.free() > free;
+                }
             }
         }
     }
@@ -237,7 +244,9 @@ impl Pool for NativePool {
                 self.machine.tick(now);
             }
             self.act();
-            if !self.told.is_empty() {
+            // The worker is woken as well when there is nothing but a place to tell of.
+            if !self.told.is_empty() || std::mem::take(&mut self.has_room) {
+                self.has_room = false;
                 return self.told.drain(..).collect();
             }
             let wait = self.machine.next_tick().map(|at| at.saturating_sub(now));

@@ -24,9 +24,19 @@ impl Results {
             let id = &call.request.id;
             let is_part = element.options.contains_key("chord");
             // Its part was told then.
-            let had_failed = is_part && !id.is_empty() && {
-                let meta = self.meta(id).await?;
-                meta.is_some_and(|meta| matches!(&*meta.status, "FAILURE" | "REVOKED"))
+            let had_failed = if is_part && !id.is_empty() {
+                match self.meta(id).await {
+                    Ok(meta) => {
+                        meta.is_some_and(|meta| matches!(&*meta.status, "FAILURE" | "REVOKED"))
+                    }
+                    // Its part counts once, however often it is told.
+                    Err(error) => {
+                        done = done.and(Err(error.into()));
+                        false
+                    }
+                }
+            } else {
+                false
             };
             if is_stored && !id.is_empty() {
                 let stored = self.store(&call, State::failed("FAILURE", failure)).await;

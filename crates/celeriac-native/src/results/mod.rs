@@ -243,7 +243,7 @@ impl Results {
     ///
     /// # Errors
     /// When the backend does not answer.
-    pub(crate) async fn meta(&self, id: &str) -> Result<Option<Meta>, backend::Error> {
+    pub async fn meta(&self, id: &str) -> Result<Option<Meta>, backend::Error> {
         let Some(backend) = &self.0.backend else {
             return Ok(None);
         };

@@ -28,20 +28,20 @@ fn body() -> Value {
 }
 
 /// Runs a part of a chord, which claims this.
-async fn run(task: &str, body: Value, claim: Option<Claimed>) -> (Scene, Outcome) {
+async fn run(task: &str, body: Value, claim: impl Into<Option<Claimed>>) -> (Scene, Outcome) {
     let mut scene = scene();
-    *scene.memory.claim.lock().unwrap() = claim;
+    *scene.memory.claim.lock().unwrap() = claim.into();
     let headers = json!({"group": "g", "group_index": 1});
     let job = scene.job(task, json!([]), headers, json!({"chord": body}));
     let outcome = scene.run(job).await;
     (scene, outcome)
 }
 
-fn claimed(results: Result<Vec<Value>, Exception>) -> Option<Claimed> {
-    Some(Claimed {
+fn claimed(results: Result<Vec<Value>, Exception>) -> Claimed {
+    Claimed {
         results,
         token: "t".to_owned(),
-    })
+    }
 }
 
 #[tokio::test]
@@ -141,7 +141,7 @@ async fn every_task_of_a_group_that_is_a_body_fails() {
 #[tokio::test]
 async fn a_body_that_can_not_be_sent_has_failed() {
     let mut scene = scene();
-    *scene.memory.claim.lock().unwrap() = claimed(Ok(vec![json!(1)]));
+    *scene.memory.claim.lock().unwrap() = Some(claimed(Ok(vec![json!(1)])));
     *scene.memory.refuses.lock().unwrap() = Some(Unsent {
         reason: "no broker".to_owned(),
         is_operational: true,

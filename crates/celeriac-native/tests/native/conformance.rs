@@ -87,7 +87,7 @@ impl Fixture for Mixed {
 
     fn job(&mut self, key: RequestKey, work: Work) -> Job {
         let job = job(key, work);
-        if key.0 % 2 == 0 {
+        if key.0.is_multiple_of(2) {
             return job;
         }
         Job {

@@ -2,6 +2,10 @@
 //! what they were asked.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on panics")]
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "values are written where they are used"
+)]
 
 mod bodies;
 mod builtins;

@@ -1,10 +1,6 @@
 //! A native pool with a result backend and a sender that remember what they were asked.
 
 #![allow(unreachable_pub, reason = "nothing reaches into a test")]
-#![allow(
-    clippy::needless_pass_by_value,
-    reason = "values are written where they are used"
-)]
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -3,6 +3,8 @@
 //! To be run on a current-thread runtime: what a child sent before it ended is collected when its
 //! end is told, which relies on nobody else reading at that moment.
 
+mod memory;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -14,7 +16,7 @@ use async_trait::async_trait;
 use celeriac_core::Evidence;
 use celeriac_core::backoff::Doubling;
 use celeriac_core::clock::Clock;
-use celeriac_core::pool::{Condition, ExitStatus, Job, Pool, PoolEvent, RequestKey, ShortOf};
+use celeriac_core::pool::{Condition, ExitStatus, Job, Pool, PoolEvent, RequestKey};
 use nix::sys::signal::Signal;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
@@ -25,8 +27,7 @@ use super::child::{Child, Unread, is_gone, read_messages};
 use super::frame::{self, ChildMessage};
 use super::kind::PoolKind;
 use super::machine::{Action, Kill, Limits, Machine, Shape};
-use crate::memory::pressure::{self, Gauge};
-use crate::memory::{MemoryWatch, Pressure, WatchOptions, pace};
+use crate::memory::{MemoryWatch, WatchOptions};
 use crate::python::host::Becomes;
 use crate::python::main::Lost;
 use crate::python::zygote::{Zygote, ZygoteEvent};
@@ -174,14 +175,10 @@ impl PreforkPool {
                     Action::Send { number, job, after } => self.send(number, job, after),
                     Action::Leave { number } => self.tell_to_leave(number),
                     Action::SoftLimit { number, key, limit } => {
-                        if let Some(child) = self.children.get_mut(&number) {
-                            child.raise(key, limit);
-                        }
+                        self.tell_child(number, |child| child.raise(key, limit));
                     }
                     Action::Terminate { number, key } => {
-                        if let Some(child) = self.children.get_mut(&number) {
-                            child.terminate(key);
-                        }
+                        self.tell_child(number, |child| child.terminate(key));
                     }
                     Action::Kill { number, kill } => self.kill_child(number, kill),
                     Action::TakeBack { number } => self.take_back(number),
@@ -238,11 +235,8 @@ impl PreforkPool {
 
     fn send(&mut self, number: u32, job: Job, after: frame::AfterJob) {
         let now = self.now();
-        match self
-            .children
-            .get(&number)
-            .map(|child| child.send(&job, after))
-        {
+        let child = self.children.get(&number);
+        match child.map(|child| child.send(&job, after)) {
             Some(Ok(())) => self.machine.sent(number, now),
             // The child is gone: the job, which it never had, is given back with its end.
             Some(Err(error)) if is_gone(&error) => {
@@ -265,10 +259,14 @@ impl PreforkPool {
         }
     }
 
-    fn kill_child(&mut self, number: u32, kill: Kill) {
-        if let Some(child) = self.children.get(&number) {
-            child.signal(kill);
+    fn tell_child(&mut self, number: u32, tell: impl FnOnce(&mut Child)) {
+        if let Some(child) = self.children.get_mut(&number) {
+            tell(child);
         }
+    }
+
+    fn kill_child(&mut self, number: u32, kill: Kill) {
+        self.tell_child(number, |child| child.signal(kill));
     }
 
     /// Reads what a child has not read yet, in its place.
@@ -388,7 +386,10 @@ impl PreforkPool {
             }
         }
         let running = self.machine.running(number);
-        if let (Some(child), Some(job)) = (self.children.get(&number), running) {
+        if let (Some(child), Some(job)) = (self.children.get(&number), running)
+            // Of many jobs it is not known whose last words they are.
+            && !child.is_shared
+        {
             evidence.log = child.last_words(job);
         }
         self.machine.exited(number, &evidence, &unread, now);
@@ -430,72 +431,6 @@ impl PreforkPool {
             None if self.is_closed => {}
             None => self.main_waits = Some(reply),
         }
-    }
-
-    /// When memory is to be looked at again, if it is.
-    fn next_look(&self) -> Option<Duration> {
-        let children = self.machine.watched().next().map(|_| self.next_look);
-        children.into_iter().chain(self.memory.next()).min()
-    }
-
-    fn look_at_memory(&mut self, now: Duration) {
-        if self.next_look <= now && self.machine.watched().next().is_some() {
-            self.memory.processes.refresh(now);
-            let matters = self.machine.least_limit();
-            for (number, pid) in self.machine.watched().collect::<Vec<_>>() {
-                if let Some(held) = self.memory.processes.held_by_group(pid, matters) {
-                    self.machine.memory(number, held, now);
-                }
-            }
-            self.next_look = pace::after(now, self.now(), self.machine.look_interval());
-        }
-        if self.memory.next().is_some_and(|at| at <= now) {
-            let is_idle = self.machine.is_idle();
-            let verdict = self.memory.look(std::process::id(), is_idle, now);
-            self.memory.looked(now, self.now());
-            let shortage = pressure::shortage(verdict.gauge, verdict.stalled);
-            let is_short = verdict.pressure != Pressure::None;
-            self.machine.pressure(is_short.then_some(shortage), now);
-            if let (Pressure::EndLargest, Some(gauge)) = (verdict.pressure, verdict.gauge)
-                && !self.machine.is_freeing()
-            {
-                self.memory.processes.refresh(now);
-                let processes = &self.memory.processes;
-                let held = self.machine.members().filter_map(|(number, pid)| {
-                    let held = processes.held_by_group(pid, u64::MAX)?;
-                    Some((number, held))
-                });
-                let held: Vec<_> = held.collect();
-                if self.ends_help(gauge, &held) {
-                    let least = gauge.least_to_end();
-                    self.machine.end_largest(&held, least, shortage);
-                }
-            }
-        }
-    }
-
-    /// Whether there would be enough without children. Where the worker holds more than it may
-    /// without any, they would be ended one after the other, with their tasks, for nothing.
-    fn ends_help(&mut self, gauge: Gauge, held: &[(u32, u64)]) -> bool {
-        if gauge.of != ShortOf::Worker {
-            return true;
-        }
-        let all = self
-            .memory
-            .processes
-            .held_by_tree(std::process::id(), u64::MAX);
-        let children: u64 = held.iter().map(|(_, held)| held).sum();
-        let rest = all.unwrap_or_default().saturating_sub(children);
-        let helps = rest < gauge.total;
-        if !helps && !std::mem::replace(&mut self.is_told_of_rest, true) {
-            tracing::error!(
-                "The worker holds {rest} KiB without its children, more than the {} KiB that it may \
-                 hold with them: no child is ended for that, and hardly any task is fetched. Raise \
-                 --max-memory (celeriac_max_memory).",
-                gauge.total
-            );
-        }
-        helps
     }
 
     /// Waits for one thing to happen. Safe to cancel.
@@ -579,16 +514,19 @@ impl Pool for PreforkPool {
     }
 
     fn resize(&mut self, size: usize) -> usize {
-        let now = self.now();
-        self.machine.resize(size, now);
-        self.act();
+        // Celery's solo has one process, and neither grows nor shrinks.
+        if self.kind != PoolKind::Solo {
+            self.machine.resize(size, self.clock.monotonic());
+            self.act();
+        }
         self.machine.size()
     }
 
     fn shrink(&mut self, by: usize) {
-        let now = self.now();
-        self.machine.shrink(by, now);
-        self.act();
+        if self.kind != PoolKind::Solo {
+            self.machine.shrink(by, self.clock.monotonic());
+            self.act();
+        }
     }
 
     fn restart(&mut self) {

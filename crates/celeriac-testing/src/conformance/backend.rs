@@ -17,11 +17,6 @@ pub trait Fixture: Send + Sync {
     /// Another connection to the same store.
     fn open(&self) -> Arc<dyn Backend>;
 
-    /// Whether results stay until they are forgotten, and are found by anyone.
-    fn keeps(&self) -> bool {
-        true
-    }
-
     /// Whether a document keeps the group and the task that it belongs to.
     fn keeps_relations(&self) -> bool {
         true
@@ -35,6 +30,11 @@ pub trait Fixture: Send + Sync {
     /// Whether a result may be longer than 64 KiB.
     fn keeps_long_results(&self) -> bool {
         true
+    }
+
+    /// How many results are many: more than go into one command, where the server is a real one.
+    fn many(&self) -> usize {
+        1234
     }
 
     /// Whether `result_extended` is on and its members are kept.
@@ -159,7 +159,7 @@ async fn any_value_comes_back(fixture: &dyn Fixture) {
 
 async fn many_are_stored_in_one_go(fixture: &dyn Fixture) {
     let backend = fixture.open();
-    let metas: Vec<Meta> = (0..1234)
+    let metas: Vec<Meta> = (0..fixture.many())
         .map(|number| meta(&id("many"), "SUCCESS", json!(number)))
         .collect();
     let all: Vec<Stored> = metas.iter().map(stored).collect();

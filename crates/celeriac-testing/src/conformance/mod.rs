@@ -7,3 +7,4 @@ pub mod dead_letters;
 pub mod delays;
 pub mod limits;
 pub mod pool;
+pub mod publisher;

@@ -12,7 +12,7 @@ use celeriac_protocol::{TimeLimit, TimeLimits};
 use tokio::time::timeout;
 
 /// Longer than anything takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// SIGTERM, SIGKILL and SIGUSR1 on every Linux.
 const TERM: i32 = 15;
 const KILL: i32 = 9;

@@ -200,6 +200,30 @@ fn a_lost_process_is_dealt_with_as_its_task_says() {
 }
 
 #[test]
+fn a_process_that_was_killed_for_another_task_is_no_death_of_its_own() {
+    let lost = |key| PoolEvent::Lost {
+        key,
+        pid: PID,
+        cause: LossCause::Neighbor,
+        evidence: Evidence::default(),
+    };
+    let mut scene = Scene::with(late());
+    scene.deliver(1, json!({}));
+    let key = scene.begin();
+    scene.tell([lost(key)]);
+    assert_eq!(scene.settled, [(1, Fate::Requeue)]);
+    assert!(scene.hooks.is_empty(), "{:?}", scene.hooks);
+    // One that was acknowledged when it began can't run again.
+    let mut scene = Scene::with(early());
+    scene.deliver(1, json!({}));
+    let key = scene.begin();
+    scene.tell([lost(key)]);
+    assert_eq!(scene.hooks, ["success_was_stored"]);
+    scene.answer(Ok(json!(false)));
+    assert_eq!(scene.hooks, ["success_was_stored", "lost"]);
+}
+
+#[test]
 fn a_broken_hook_loses_no_message() {
     let mut scene = Scene::with(late());
     scene.deliver(1, json!({}));

@@ -1,5 +1,6 @@
 mod memory;
 mod shared;
+mod shared_anything;
 
 use std::collections::HashMap;
 
