@@ -87,7 +87,9 @@ def test_a_group_gives_all_results_in_order(rust: RustClient) -> None:
 def test_a_chord_gives_all_results_to_its_body(rust: RustClient) -> None:
     header = [task("add", n, n) for n in range(5)]
     assert rust.value({"chord": [header, task("total")]}) == 20
-    nested = {"chain": [{"group": header}, task("total"), task("add", 1), {"group": [task("add", 2)]}]}
+    nested = {
+        "chain": [{"group": header}, task("total"), task("add", 1), {"group": [task("add", 2)]}]
+    }
     assert rust.value(nested) == 23
     inner = {"chord": [header, task("total")]}
     assert rust.value({"chord": [[inner, task("add", 1, 1)], task("total")]}) == 22
