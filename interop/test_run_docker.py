@@ -45,7 +45,8 @@ def send(place: Place) -> Callable[..., subprocess.CompletedProcess[str]]:
 def echo(place: Place, start: Callable[..., workers.Worker], tmp_path: Path) -> workers.Worker:
     (tmp_path / "echo.py").write_text(APP)
     # Celery's own worker: that it takes the message shows that others do.
-    return start(place, "-c", "1", "--workdir", str(tmp_path), app="echo", kind="celery")
+    where = {"PYTHONPATH": str(tmp_path)}
+    return start(place, "-c", "1", app="echo", kind="celery", variables=where)
 
 
 def test_it_submits_and_prints_the_id(

@@ -63,7 +63,7 @@ impl NativeApp {
 
     /// The queues that it knows: the default one, and those of its tasks.
     pub(crate) fn queues(&self, global: &Global) -> Vec<String> {
-        let settings = self.settings_under(global.configuration.settings());
+        let settings = self.settings_under(global.configuration.all_settings());
         let default = settings.get("task_default_queue").and_then(Value::as_str);
         let own = self
             .tasks

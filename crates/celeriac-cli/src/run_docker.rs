@@ -17,7 +17,6 @@ use crate::app_broker;
 use crate::arguments::Global;
 use crate::console;
 use crate::failure::Failure;
-use crate::worker::settings_of;
 
 /// What is run, and how.
 #[derive(Debug, Args)]
@@ -122,10 +121,12 @@ impl RunDockerArguments {
 
 /// Carries out the command.
 pub(crate) fn run(global: &Global, arguments: &RunDockerArguments) -> Result<ExitCode, Failure> {
-    let settings = if global.native.is_none() && global.app().is_some() {
-        app_broker::client_settings(global)?
-    } else {
-        settings_of(global)
+    let configured = || global.configuration.all_settings();
+    let settings = match &global.native {
+        Some(app) => app.settings_under(configured()),
+        // An app knows its broker and its routes itself.
+        None if global.app().is_some() => app_broker::client_settings(global)?,
+        None => configured(),
     };
     if !["broker_url", "broker_write_url"]
         .iter()

@@ -66,7 +66,7 @@ pub(crate) fn command_line(words: &[OsString]) -> Result<(Arguments, Vec<String>
 /// What is wrong, and where.
 pub(crate) fn settings() -> Result<Map<String, Value>, String> {
     layers::read(None, variables())
-        .map(|configuration| configuration.settings())
+        .map(|configuration| configuration.all_settings())
         .map_err(|misconfigured| misconfigured.to_string())
 }
 

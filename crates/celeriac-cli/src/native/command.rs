@@ -121,7 +121,7 @@ pub(crate) fn needs_python(command: &str) -> Failure {
 
 fn client(global: &Global, app: &NativeApp) -> Result<Client, Failure> {
     celeriac_net::install_tls_provider();
-    let settings = app.settings_under(global.configuration.settings());
+    let settings = app.settings_under(global.configuration.all_settings());
     let client = app.client_config(&settings).and_then(Client::new);
     client.map_err(|error| Failure::new(format!("A setting can't be used: {error}")))
 }

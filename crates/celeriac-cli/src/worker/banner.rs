@@ -10,8 +10,21 @@ use celeriac_core::queue::Queue;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use super::lanes::LaneOf;
+
+/// How many tasks run at once in a pool, and its kind: `4 (prefork)`, with a name `cpu=4 (prefork)`.
+fn concurrency(lane: &LaneOf) -> String {
+    let number = match lane.worker.autoscale {
+        Some((max, min)) => format!("{{min={min}, max={max}}}"),
+        None => lane.worker.concurrency.to_string(),
+    };
+    let name = lane.options.name.as_ref();
+    let name = name.map_or_else(String::new, |name| format!("{name}="));
+    format!("{name}{number} ({})", lane.kind.name())
+}
+
 /// The banner, to be followed by nothing.
-pub(super) fn banner(description: &Description, now: Timestamp) -> String {
+pub(super) fn banner(description: &Description, lanes: &[LaneOf], now: Timestamp) -> String {
     let versions = &description.versions;
     let worker = &description.worker;
     let app = &description.app;
@@ -19,10 +32,8 @@ pub(super) fn banner(description: &Description, now: Timestamp) -> String {
         .loader
         .as_ref()
         .map_or_else(String::new, |loader| format!(" ({loader})"));
-    let concurrency = match worker.autoscale {
-        Some((max, min)) => format!("{{min={min}, max={max}}}"),
-        None => worker.concurrency.to_string(),
-    };
+    let concurrency: Vec<String> = lanes.iter().map(concurrency).collect();
+    let concurrency = concurrency.join(", ");
     let events = if worker.task_events {
         "ON "
     } else {
@@ -38,7 +49,7 @@ pub(super) fn banner(description: &Description, now: Timestamp) -> String {
          .> app:         {}:{}{loader}\n\
          .> transport:   {}\n\
          .> results:     {}\n\
-         .> concurrency: {concurrency} ({})\n\
+         .> concurrency: {concurrency}\n\
          .> task events: {events}\n\n\
          [queues]\n",
         env!("CARGO_PKG_VERSION"),
@@ -50,7 +61,6 @@ pub(super) fn banner(description: &Description, now: Timestamp) -> String {
         app.id,
         description.broker.display,
         description.result_backend,
-        worker.pool,
     );
     let mut queues: Vec<&Queue> = description
         .queues

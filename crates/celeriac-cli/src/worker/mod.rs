@@ -95,7 +95,7 @@ pub(crate) fn run(
         argv: argv(),
         environment: global.environment(),
         options: options.clone(),
-        settings: settings_of(global),
+        settings: global.configuration.settings(),
         json_logs: arguments.log_format == LogFormat::Json,
         detaches: global.detached,
     });
@@ -121,15 +121,6 @@ fn argv() -> Vec<String> {
         .map(|word| word.to_string_lossy().into_owned());
     let own = words.filter(|word| word != "--detached");
     std::iter::once("celery".to_owned()).chain(own).collect()
-}
-
-/// The settings over those of a Python app: those of a program in Rust are below what is configured.
-pub(crate) fn settings_of(global: &Global) -> Map<String, Value> {
-    let configured = global.configuration.settings();
-    match &global.native {
-        Some(app) => app.settings_under(configured),
-        None => configured,
-    }
 }
 
 /// What the program's own app tells of itself to commands that are no workers.
@@ -209,7 +200,7 @@ async fn start_and_run(
         Failure::new(format!("The log file {file} can't be opened: {error}"))
     })?;
     if !global.quiet {
-        console::print(&banner::banner(&description, clock.now()));
+        console::print(&banner::banner(&description, &lanes, clock.now()));
     }
     if global.detached {
         detach::started().map_err(failed)?;

@@ -3,11 +3,12 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytestring::ByteString;
 use celeriac_client::{Client, Config};
 use celeriac_command::CommandOptions;
-use celeriac_config::{Configuration, Description};
+use celeriac_config::{Configuration, Description, TaskOptions};
 use celeriac_core::clock::Clock;
 use celeriac_core::journal::Journal;
 use celeriac_native::{
@@ -21,21 +22,34 @@ use super::hooks::MainHooks;
 use super::rust::describe::RustApp;
 use super::rust::hooks::{NativeHooks, Parts};
 use super::rust::mixed::MixedHooks;
-use super::settings_of;
 use crate::arguments::Global;
 use crate::failure::Failure;
 
 /// What `celery` exits with for a wrong command line.
 const EX_USAGE: u8 = 2;
 
+/// Celery's own tasks, as `Registry::with_builtins` has them.
+const BUILTINS: [&str; 6] = [
+    "celery.accumulate",
+    "celery.backend_cleanup",
+    "celery.chord_unlock",
+    "celery.chunks",
+    "celery.map",
+    "celery.starmap",
+];
+
 /// Tasks in Rust, and the app that they are of.
 pub(super) struct NativeTasks {
     registry: Arc<Registry>,
+    /// Whether there are no tasks in Python beside them: then Celery's own are among them.
+    are_alone: bool,
 }
 
 /// What they need of the worker to run.
 pub(super) struct Engine {
     registry: Arc<Registry>,
+    /// How often `celery.chord_unlock` looks, where it is one of them.
+    chord_retry_interval: Option<Duration>,
     client: Client,
     settings: TraceSettings,
     clock: Arc<dyn Clock>,
@@ -60,6 +74,7 @@ pub(super) fn tasks(global: &Global) -> Result<NativeTasks, Failure> {
     }
     Ok(NativeTasks {
         registry: Arc::new(registry),
+        are_alone: global.native.is_some() && global.app().is_none(),
     })
 }
 
@@ -131,9 +146,14 @@ pub(super) fn describe(
     tasks: &NativeTasks,
     options: &Map<String, Value>,
 ) -> Result<Description, Failure> {
+    let configured = global.configuration.all_settings();
+    let settings = match &global.native {
+        Some(app) => app.settings_under(configured),
+        None => configured,
+    };
     let app = RustApp {
         name: global.native.as_ref().map_or("celeriac", |app| &app.name),
-        settings: &settings_of(global),
+        settings: &settings,
         options,
         registry: &tasks.registry,
         color: super::has_colors(global),
@@ -156,6 +176,17 @@ impl NativeTasks {
             }
             if !is_python {
                 let options = task.options().celery.clone();
+                description.tasks.insert(name.to_owned(), options);
+                description.app.task_names.push(name.to_owned());
+            }
+        }
+        if self.are_alone {
+            for name in BUILTINS {
+                let options = TaskOptions {
+                    ignore_result: true,
+                    max_retries: None,
+                    ..TaskOptions::default()
+                };
                 description.tasks.insert(name.to_owned(), options);
                 description.app.task_names.push(name.to_owned());
             }
@@ -185,8 +216,12 @@ impl NativeTasks {
         let client = Client::new(config)
             .map_err(|error| Failure::new(format!("Tasks can't be sent: {error}")))?;
         let flag = |name: &str| description.client.get(name) == Some(&Value::Bool(true));
+        let interval = description.client.get("result_chord_retry_interval");
+        let interval = interval.and_then(Value::as_f64).unwrap_or(1.0);
+        let interval = Duration::try_from_secs_f64(interval).unwrap_or(Duration::from_secs(1));
         Ok(Some(Engine {
             registry: Arc::clone(&self.registry),
+            chord_retry_interval: self.are_alone.then_some(interval),
             client,
             settings: TraceSettings {
                 track_started: flag("task_track_started"),
@@ -201,7 +236,9 @@ impl NativeTasks {
 
     /// Their names.
     pub(super) fn names(&self) -> HashSet<ByteString> {
-        self.registry.iter().map(|(name, _)| name.into()).collect()
+        let own = self.registry.iter().map(|(name, _)| name);
+        let builtins = BUILTINS.into_iter().filter(|_| self.are_alone);
+        own.chain(builtins).map(ByteString::from).collect()
     }
 }
 
@@ -232,10 +269,21 @@ impl Engine {
             threads: None,
         };
         NativePool::new(options, Arc::clone(&self.clock), || {
-            let registry = Arc::clone(&self.registry);
-            Tracer::new(registry, self.results(), self.settings.clone())
+            let results = self.results();
+            let registry = self.registry_with(&results);
+            Tracer::new(registry, results, self.settings.clone())
         })
         .map_err(|error| Failure::new(format!("Threads can't be started: {error}")))
+    }
+
+    /// The tasks, with Celery's own where no Python has them.
+    fn registry_with(&self, results: &Results) -> Arc<Registry> {
+        let Some(interval) = self.chord_retry_interval else {
+            return Arc::clone(&self.registry);
+        };
+        // A program that has tasks by these names keeps its own.
+        let registry = Registry::clone(&self.registry).with_builtins(results, interval);
+        registry.map_or_else(|_| Arc::clone(&self.registry), Arc::new)
     }
 
     /// The hooks of a worker that has them, beside those of a Python app.

@@ -86,9 +86,14 @@ impl Configuration {
         table
     }
 
-    /// The settings to put over the app's own, by their names.
+    /// All settings that count, by their names: for an app that is not Python's.
+    pub fn all_settings(&self) -> Map<String, Value> {
+        self.table(&[schema::CELERY])
+    }
+
+    /// The settings to put over a Python app's own, by their names.
     pub fn settings(&self) -> Map<String, Value> {
-        let mut settings = self.table(&[schema::CELERY]);
+        let mut settings = self.all_settings();
         for (setting, ..) in self.urls() {
             settings.remove(setting);
         }

@@ -168,6 +168,7 @@ impl RustApp<'_> {
         };
         Ok(json!({
             "hostname": hostname,
+            "pool": "native",
             "loglevel": self.level(),
             "concurrency": concurrency,
             "autoscale": self.option("autoscale"),
