@@ -1,4 +1,4 @@
-"""The settings of those who send tasks and read results, for the Rust parent, whose own tasks do both.
+"""The settings of those who send tasks and read results, for the Rust parent: its tasks do both.
 
 Counterpart: ``celeriac_client::Config::from_settings``.
 """

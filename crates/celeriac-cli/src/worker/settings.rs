@@ -360,6 +360,8 @@ pub(super) fn watch(description: &Description) -> WatchOptions {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
