@@ -8,6 +8,7 @@ use celeriac_config::description::{BrokerSettings, Settings};
 use celeriac_core::broker::{Broker, Session};
 use celeriac_core::queue::Queue;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::arguments::Global;
 use crate::celery;
@@ -15,8 +16,9 @@ use crate::failure::Failure;
 use crate::native::NativeApp;
 use crate::worker;
 
-/// The command that `celeriac.host.client` adds to Celery's.
+/// The commands that `celeriac.host.client` adds to Celery's.
 const COMMAND: &str = "celeriac-broker";
+const CLIENT_COMMAND: &str = "celeriac-client";
 
 /// A setting that can't be worked with.
 #[derive(Debug, PartialEq, Eq)]
@@ -102,6 +104,16 @@ impl AppBroker {
         }
         Err(failure.unwrap_or_else(|| Failure::new("The app has no broker")))
     }
+}
+
+/// The settings that whoever sends tasks to an app in Python and reads their results goes by.
+///
+/// # Errors
+/// When the app does not tell of them.
+pub(crate) fn client_settings(global: &Global) -> Result<Map<String, Value>, Failure> {
+    let (_, answer) = celery::ask(global, CLIENT_COMMAND)?;
+    celeriac_config::read(answer.as_bytes())
+        .map_err(|misfit| Failure::new(format!("The app's settings are not known: {misfit}")))
 }
 
 /// What an app's settings say of its brokers; `node` is the worker that connects.

@@ -65,6 +65,10 @@ pub fn main(app: Option<NativeApp>) -> ExitCode {
             Ok(status) => return status,
             Err(failure) => failure,
         },
+        Command::RunDocker(options) => match run_docker::run(global, options) {
+            Ok(status) => return status,
+            Err(failure) => failure,
+        },
         Command::Call(call) => celery::become_celery(global, call),
         Command::Result(result) => celery::become_celery(global, result),
         Command::Purge(purge) => celery::become_celery(global, purge),
@@ -85,10 +89,6 @@ pub fn main(app: Option<NativeApp>) -> ExitCode {
         Command::Events(events) => celery::become_celery(global, events),
         Command::Migrate(migrate) => celery::become_celery(global, migrate),
         Command::Amqp(amqp) => celery::become_celery(global, amqp),
-        Command::RunDocker(arguments) => match run_docker::run(global, arguments) {
-            Ok(status) => return status,
-            Err(failure) => failure,
-        },
         Command::Report => match configuration::report::run(global) {
             Ok(status) => return status,
             Err(failure) => failure,

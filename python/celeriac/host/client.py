@@ -62,13 +62,17 @@ def put_over_apps(given: Given) -> None:
 
 
 def add_commands(given: Given) -> None:
-    """Adds the commands by which Rust asks for the app's broker and its configuration."""
+    """Adds the commands by which Rust asks for the app's broker, its configuration, and what those
+    go by who send its tasks."""
     import click
     from celery.bin.celery import celery, report
 
     def tell() -> None:
         # Rust knows the answer by what is before it, among what the app prints.
         print("\nceleriac-broker: " + json.dumps(broker(click.get_current_context().obj.app)))
+
+    def tell_clients() -> None:
+        print("\nceleriac-client: " + json.dumps(client(click.get_current_context().obj.app)))
 
     def tell_more() -> None:
         context = click.get_current_context()
@@ -78,6 +82,7 @@ def add_commands(given: Given) -> None:
         print("\nceleriac-report: " + json.dumps(told))
 
     celery.add_command(click.Command("celeriac-broker", callback=tell, hidden=True))
+    celery.add_command(click.Command("celeriac-client", callback=tell_clients, hidden=True))
     celery.add_command(click.Command("celeriac-report", callback=tell_more, hidden=True))
 
 
@@ -90,6 +95,14 @@ def broker(app: Any) -> dict[str, Any]:
         "settings": description.settings(app),
         "queues": [queues.describe(queue) for queue in app.amqp.queues.values()],
     }
+
+
+def client(app: Any) -> dict[str, Any]:
+    """The settings of those who send tasks to the app and read their results."""
+    from celeriac.host import clients, description
+
+    broker = description.broker(app, app.connection_for_write())
+    return clients.describe(app, broker, description.backend_url(app.backend))
 
 
 def install() -> None:

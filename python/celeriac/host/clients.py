@@ -1,4 +1,4 @@
-"""The settings of those who send tasks and read results, for the Rust parent, whose own tasks do both.
+"""The settings of those who send tasks and read results, for the Rust parent: its tasks do both.
 
 Counterpart: ``celeriac_client::Config::from_settings``.
 """
@@ -49,11 +49,19 @@ def describe(app: Any, broker: dict[str, Any], backend_url: str) -> dict[str, An
         broker_url=";".join(broker["urls"]),
         broker_transport_options=broker["transport_options"],
         broker_use_ssl=broker["ssl"],
-        # A class of the app's own has no URL: only Python reads its results.
-        result_backend=backend_url or None,
+        result_backend=_result_backend(app, backend_url),
         task_routes=_routes(conf.task_routes),
     )
     return found
+
+
+def _result_backend(app: Any, url: str) -> str | None:
+    """The URL of the results; a class of the app's own has none: only Python reads its results."""
+    named = app.backend_cls or app.conf.result_backend
+    # Backends know their URL without what is before a `+`, such as `db+sqlite://`.
+    if url and isinstance(named, str) and "+" in named.partition("://")[0]:
+        return named
+    return url or None
 
 
 def _plain(value: Any) -> Any:

@@ -76,7 +76,7 @@ def describe(worker: Any) -> dict[str, Any]:
     app = worker.app
     conf = app.conf
     warnings: list[str] = []
-    described_broker, backend_url = broker(app, worker._conninfo), _url(app.backend)
+    described_broker, results_url = broker(app, worker._conninfo), backend_url(app.backend)
     return {
         "versions": {
             "python": platform.python_version(),
@@ -98,8 +98,8 @@ def describe(worker: Any) -> dict[str, Any]:
         "bus": remote.bus(app),
         "remote": remote.remote(worker),
         "result_backend": app.backend.as_uri(),
-        "result_backend_url": backend_url,
-        "client": clients.describe(app, described_broker, backend_url),
+        "result_backend_url": results_url,
+        "client": clients.describe(app, described_broker, results_url),
         "accept_content": sorted(prepare_accept_content(conf.accept_content)),
         "queues": [queues.describe(queue) for queue in app.amqp.queues.consume_from.values()],
         "tasks": {name: _task(task, warnings) for name, task in app.tasks.items()},
@@ -122,7 +122,7 @@ def settings(app: Any) -> dict[str, Any]:
     return {name: json_safe(app.conf.get(name)) for name in SETTINGS}
 
 
-def _url(backend: Any) -> str:
+def backend_url(backend: Any) -> str:
     """Where results are, with the password; empty for a backend that has no URL, such as a class
     of the app's own."""
     url = getattr(backend, "url", None)

@@ -51,12 +51,12 @@ pub(crate) enum Command {
     Migrate(client::MigrateArguments),
     /// Speak to a broker in AMQP.
     Amqp(client::AmqpArguments),
+    /// Have a container run by a worker that runs containers; prints the task's id.
+    RunDocker(crate::run_docker::RunDockerArguments),
     /// Look at messages that nothing could be done with, and have them run again.
     Dlq(crate::dlq::DlqArguments),
     /// Read documents with an example app, on a broker that needs no server.
     Demo(crate::demo::DemoArguments),
-    /// Have a worker run a container, and print the task's id.
-    RunDocker(crate::run_docker::RunDockerArguments),
     /// Show what belongs in a bug report.
     Report,
     /// Write a completion script for your shell to standard output.
