@@ -124,6 +124,9 @@ def test_celery_docker_s_own_test(run: Callable[..., Run]) -> None:
     assert it.logged() == "Done\n"
     written = (it.output / "output.txt").read_text()
     assert written == "5eb63bbbe01eeed093cb22bb8f5acdc3  /input\n"
+    # celery_docker_store_tasks_hours is 384 in that role.
+    backend = it.app.backend
+    assert 383 * 3600 < backend.client.ttl(backend.get_key_for_task(result.id)) <= 384 * 3600
 
 
 def test_a_failure_is_retried_and_its_output_kept(run: Callable[..., Run]) -> None:

@@ -167,6 +167,7 @@ async fn ask(
                         meta: meta(&document)?,
                         reply_to: reply_to.clone(),
                         correlation_id: None,
+                        expires: None,
                     })
                 })
                 .collect();

@@ -231,6 +231,7 @@ impl CommandOptions {
                 ..defaults
             },
             track_started: self.track_started,
+            result_expires: None,
             queue: self.queue.clone(),
             priority: self.priority,
             cancel_grace: self.grace() + crate::task::END,

@@ -141,6 +141,7 @@ impl ContainerOptions {
                 ..RetryPolicy::default()
             },
             track_started: self.track_started,
+            result_expires: Some(self.result_expires()),
             queue: self.queue.clone(),
             priority: None,
             cancel_grace: self.grace() + crate::task::END,

@@ -58,11 +58,8 @@ async fn a_container_is_made_started_followed_and_removed() {
     let call = call(&folder, json!({"memory": "1M", "log": "info"}), 0);
     let mut given = kwargs(&folder);
     given["env"] = json!({"A": "1"});
-    let seen = async {
-        until(|| !stub.with(|state| state.containers.is_empty())).await;
-        stub.with(|state| state.containers.values().next().cloned())
-    };
-    let (result, seen) = tokio::join!(call.run(given), seen);
+    let result = call.run(given).await;
+    let seen = stub.with(|state| state.made.clone());
     assert_eq!(
         result.unwrap(),
         json!({"id": "t1", "output": "a\nb\n", "truncated": false})

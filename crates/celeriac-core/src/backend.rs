@@ -109,6 +109,8 @@ pub struct Stored {
     pub reply_to: Option<String>,
     /// The id in the message's property `correlation_id` (`rpc://`).
     pub correlation_id: Option<String>,
+    /// How long it is kept, where the store lets go of it by itself; `None` for what the settings say.
+    pub expires: Option<Duration>,
 }
 
 /// What is known of a task: Celery's meta document.

@@ -3,6 +3,7 @@
 //! Celery's counterparts: `celery.app.task.Context`, and the first lines of `celery.app.trace`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -25,6 +26,8 @@ pub struct Call {
     pub(crate) carried: Carried,
     /// Where its arguments are.
     pub(crate) source: Source,
+    /// How long its result is kept, where its task says so.
+    pub(crate) result_expires: Option<Duration>,
 }
 
 /// What follows a call: the third part of a message's body.
@@ -101,6 +104,7 @@ impl Call {
                 args: signature.args.clone(),
                 kwargs: signature.kwargs.clone(),
             })),
+            result_expires: None,
         }
     }
 

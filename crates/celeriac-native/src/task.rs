@@ -43,6 +43,9 @@ pub struct Options {
     pub retry: RetryPolicy,
     /// Whether a state STARTED is stored (`track_started`); `None` follows the setting.
     pub track_started: Option<bool>,
+    /// How long its results are kept, where the backend lets go of them by itself
+    /// (`result_expires`); `None` follows the setting.
+    pub result_expires: Option<Duration>,
     /// The queue that calls of it go to, unless the caller names another.
     pub queue: Option<String>,
     /// The priority of calls of it, unless the caller gives another.

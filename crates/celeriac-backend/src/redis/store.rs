@@ -53,7 +53,8 @@ type Seen = Option<Vec<u8>>;
 
 impl RedisBackend {
     pub(super) fn documents(&self, results: &[Stored]) -> Result<Vec<Document>, Error> {
-        let written = results.iter().map(|Stored { meta, .. }| {
+        let written = results.iter().map(|stored| {
+            let meta = &stored.meta;
             let text = document::encode(meta)?;
             if text.len() > LARGEST {
                 return Err(Error::new(
@@ -64,7 +65,10 @@ impl RedisBackend {
             }
             Ok(Document {
                 key: self.keys.task(&meta.task_id)?,
-                seconds: self.lifetimes.of(&meta.status),
+                seconds: match stored.expires {
+                    Some(expires) => options::whole_seconds(Some(expires)),
+                    None => self.lifetimes.of(&meta.status),
+                },
                 text,
             })
         });

@@ -172,6 +172,7 @@ mod tests {
             },
             reply_to: None,
             correlation_id: None,
+            expires: None,
         }
     }
 

@@ -26,6 +26,7 @@ fn to(reply_to: Option<&str>, meta: &Meta) -> Stored {
         meta: meta.clone(),
         reply_to: reply_to.map(str::to_owned),
         correlation_id: None,
+        expires: None,
     }
 }
 

@@ -20,6 +20,7 @@ async fn store(backend: &Arc<dyn Backend>, id: &str, status: &str, result: Value
         },
         reply_to: None,
         correlation_id: None,
+        expires: None,
     };
     backend.store(&[stored]).await.unwrap();
 }

@@ -25,6 +25,8 @@ pub(crate) struct State {
     pub(crate) requests: Vec<String>,
     /// Containers by id.
     pub(crate) containers: HashMap<String, Container>,
+    /// The last container that was made, even if it is gone.
+    pub(crate) made: Option<Container>,
     /// Images that are there.
     pub(crate) images: Vec<String>,
     /// The lines of an answer to a pull.
@@ -151,6 +153,7 @@ impl State {
                     state: "created".to_owned(),
                     body,
                 };
+                self.made = Some(made.clone());
                 self.containers.insert(id.clone(), made);
                 json(201, json!({"Id": id, "Warnings": []}))
             }

@@ -89,6 +89,7 @@ pub(crate) fn read(job: &Job, accepts: &Accepts) -> Result<(Call, Arguments), Re
         links: embed.into(),
         carried,
         source: Source::Body(body),
+        result_expires: None,
     };
     Ok((call, arguments))
 }

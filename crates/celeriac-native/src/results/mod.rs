@@ -272,6 +272,7 @@ impl Results {
             },
             reply_to: request.reply_to.clone(),
             correlation_id: request.correlation_id.clone(),
+            expires: call.result_expires,
         }
     }
 }

@@ -130,6 +130,7 @@ impl Tracer {
         if let Some(request) = Arc::get_mut(&mut call.request) {
             request.ignore_result = ignores_result;
         }
+        call.result_expires = options.result_expires;
         let mut running = Running {
             key,
             call: Arc::new(call),

@@ -90,6 +90,7 @@ pub fn stored(meta: &Meta) -> Stored {
         meta: meta.clone(),
         reply_to: None,
         correlation_id: None,
+        expires: None,
     }
 }
 

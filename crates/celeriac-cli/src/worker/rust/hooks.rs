@@ -188,6 +188,7 @@ impl Parts {
                 },
                 reply_to: None,
                 correlation_id: None,
+                expires: None,
             })
             .collect();
         store(&**backend, &revoked).await.map(|()| Value::Null)
