@@ -435,7 +435,8 @@ class Body:
     def sent(self) -> Any:
         with self._app.connection_for_read() as connection:
             queue = connection.SimpleQueue("celery")
-            message = wait_until(lambda: queue.get_nowait() if queue.qsize() else None, "a body")
+            wait_until(lambda: queue.qsize() > 0, "a body")
+            message = queue.get_nowait()
             message.ack()
             return message.payload[0]
 
@@ -525,7 +526,8 @@ def test_documents_are_the_same_byte_for_byte(make: Callable[[str], Store]) -> N
     task_id = str(uuid.uuid4())
     key = f"celery-task-meta-{task_id}"
     # Celery writes members as they come, celeriac in the order of their names.
-    for value in ("ü\x7f😀", {"a": 1e22, "b": [1.0, 1e-7]}, [], None):
+    values: list[Any] = ["ü\x7f😀", {"a": 1e22, "b": [1.0, 1e-7]}, [], None]
+    for value in values:
         client.delete(key)
         app.backend.store_result(task_id, value, "SUCCESS")
         theirs = client.get(key)

@@ -88,11 +88,8 @@ def test_an_app_s_own_settings_count(
     start: Callable[..., workers.Worker],
 ) -> None:
     app = client(place).app
-    done = workers.run(
-        "celeriac",
-        *("-A", "basic", "run-docker", "--queue", "elsewhere", "i", "--", "c"),
-        **place.variables(),
-    )
+    words = ("-A", "basic", "run-docker", "--queue", "elsewhere", "i", "--", "c")
+    done = workers.run("celeriac", *words, timeout=60, cwd=None, **place.variables())
     assert done.returncode == 0, done.stderr
     with app.connection_for_read() as connection:
         message = connection.SimpleQueue("elsewhere").get(timeout=30)

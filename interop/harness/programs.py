@@ -73,6 +73,9 @@ class RustWorker(Program):
             variables(broker, backend),
         )
 
+    def __enter__(self) -> RustWorker:
+        return self
+
     @property
     def node(self) -> str:
         """Its name for remote control."""

@@ -2,7 +2,9 @@
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
-use syn::{Error, GenericArgument, ItemFn, PathArguments, Result, ReturnType, Type, parse_quote};
+use syn::{
+    Error, Expr, GenericArgument, ItemFn, Lit, PathArguments, Result, ReturnType, Type, parse_quote,
+};
 
 use crate::attribute::Attribute;
 use crate::parameter::{Default, Parameter, is_named, parameters};
@@ -140,7 +142,11 @@ fn read(task: &str, parameter: &Parameter) -> TokenStream {
     let word = name.to_string();
     let missing = match default {
         Some(Default::OfType) => quote! { <#of as ::core::default::Default>::default() },
-        Some(Default::Value(value)) => quote! { ::core::convert::From::from(#value) },
+        // A text is a `&str`, and few parameters are.
+        Some(Default::Value(value)) if is_text(value) => {
+            quote! { <#of as ::core::convert::From<&str>>::from(#value) }
+        }
+        Some(Default::Value(value)) => quote! { #value },
         // It was bound: without a default it was given.
         None => {
             quote! { ::celeriac::private::read(#task, #word, ::celeriac::private::Value::Null)? }
@@ -152,6 +158,10 @@ fn read(task: &str, parameter: &Parameter) -> TokenStream {
             ::core::option::Option::None => #missing,
         };
     }
+}
+
+fn is_text(value: &Expr) -> bool {
+    matches!(value, Expr::Lit(literal) if matches!(literal.lit, Lit::Str(_)))
 }
 
 /// The type of the value that a function gives, and whether it may give an error in its place.
