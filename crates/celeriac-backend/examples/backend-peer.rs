@@ -176,12 +176,12 @@ async fn ask(
         }
         Asked::Get { ids } => {
             let found = backend.get(&ids).await?;
-            found.iter().map(shown).collect()
+            found.iter().map(|meta| shown(meta.as_ref())).collect()
         }
         Asked::Changed { id, known } => {
             let known = known.as_ref().map(meta).transpose()?;
             let changed = backend.changed(&id, known.as_ref()).await?;
-            shown(&Some(changed))
+            shown(Some(&changed))
         }
         Asked::Expect { id } => {
             backend.expect(&id).await?;
@@ -242,7 +242,7 @@ fn meta(document: &Value) -> Result<Meta, Error> {
     document::decode(document.to_string().as_bytes())
 }
 
-fn shown(meta: &Option<Meta>) -> Value {
+fn shown(meta: Option<&Meta>) -> Value {
     let Some(meta) = meta else {
         return Value::Null;
     };

@@ -73,7 +73,7 @@ impl AppBroker {
         Ok(Self {
             broker: description.broker,
             settings: description.settings,
-            queues: queues.iter().map(|name| Queue::direct(name)).collect(),
+            queues: queues.iter().map(Queue::direct).collect(),
         })
     }
 

@@ -18,8 +18,8 @@ use crate::error::{Error, TaskError};
 #[derive(Clone)]
 pub struct AsyncResult {
     id: String,
-    parent: Option<Arc<AsyncResult>>,
-    members: Option<Arc<[AsyncResult]>>,
+    parent: Option<Arc<Self>>,
+    members: Option<Arc<[Self]>>,
     backend: Option<Arc<dyn Backend>>,
 }
 
@@ -37,8 +37,8 @@ impl AsyncResult {
     /// The result of a call that was frozen with others.
     pub(crate) fn frozen(
         id: String,
-        parent: Option<AsyncResult>,
-        members: Option<Vec<AsyncResult>>,
+        parent: Option<Self>,
+        members: Option<Vec<Self>>,
         backend: Option<Arc<dyn Backend>>,
     ) -> Self {
         Self {

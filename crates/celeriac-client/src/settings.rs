@@ -19,23 +19,20 @@ impl Config {
         let mut config = Self::default();
         let mut retry = Some(PublishRetry::default());
         let mut policy = Map::new();
+        let is_set = |name: &str| settings.get(name).is_some_and(|value| !value.is_null());
         for (name, value) in settings {
             if value.is_null() {
-                match name.as_str() {
-                    "result_expires" => config.results.expires = None,
-                    // For all others that is what they are anyhow.
-                    _ => {}
+                // For all others that is what they are anyhow.
+                if name == "result_expires" {
+                    config.results.expires = None;
                 }
                 continue;
             }
             let setting = Setting { name, value };
             match name.as_str() {
-                "broker_url" | "broker_write_url" => {
-                    // The one to write to is the one that a client needs.
-                    if name == "broker_write_url" || !settings.contains_key("broker_write_url") {
-                        config.broker_url = setting.urls()?;
-                    }
-                }
+                // The one to write to is the one that a client needs.
+                "broker_url" if is_set("broker_write_url") => {}
+                "broker_url" | "broker_write_url" => config.broker_url = setting.urls()?,
                 "broker_transport_options" => {
                     config.broker_transport_options = setting.mapping()?;
                 }
@@ -92,16 +89,10 @@ impl Config {
                     config.task_inherit_parent_priority = setting.flag()?;
                 }
                 "task_ignore_result" => config.task_ignore_result = setting.flag()?,
-                "task_publish_retry" => {
-                    if !setting.flag()? {
-                        retry = None;
-                    }
-                }
+                "task_publish_retry" => retry = retry.filter(|_| is_on(value)),
                 "task_publish_retry_policy" => policy = setting.mapping()?,
-                "task_serializer" => {
-                    if value != "json" {
-                        return Err(setting.wrong("\"json\": messages are sent in no other format"));
-                    }
+                "task_serializer" if value != "json" => {
+                    return Err(setting.wrong("\"json\": messages are sent in no other format"));
                 }
                 name if is_a_backends_own(name) => {
                     config
@@ -122,6 +113,13 @@ fn is_a_backends_own(name: &str) -> bool {
     ["database_", "filesystem_", "mongodb_", "redis_", "s3_"]
         .iter()
         .any(|prefix| name.starts_with(prefix))
+}
+
+/// Options by the names or patterns of tasks.
+type Routes = Vec<(String, Map<String, Value>)>;
+
+fn is_on(value: &Value) -> bool {
+    *value != Value::Bool(false)
 }
 
 struct Setting<'s> {
@@ -194,7 +192,7 @@ impl Setting<'_> {
     }
 
     /// A mapping of names and patterns, or a list of pairs or of mappings.
-    fn routes(&self) -> Result<Vec<(String, Map<String, Value>)>, Error> {
+    fn routes(&self) -> Result<Routes, Error> {
         let expected = "a mapping from names or patterns of tasks to options or queues, or a list of \
                         such: routers written in Python are for Python";
         let wrong = || self.wrong(expected);
@@ -273,7 +271,7 @@ fn described_queue(name: &str, described: &Value) -> Option<Queue> {
         key.clone_into(&mut queue.routing_key);
     }
     if let Some(arguments) = described.get("queue_arguments") {
-        queue.arguments = arguments.as_object()?.clone();
+        queue.arguments.clone_from(arguments.as_object()?);
     }
     Some(queue)
 }

@@ -77,7 +77,7 @@ impl App {
     pub fn task(self, definition: impl Definition) -> Self {
         let name = qualify(definition.name(), &self.native.name).into_owned();
         let options = definition.options();
-        self.add(Arc::new(Registered {
+        self.with_task(Arc::new(Registered {
             name,
             options,
             definition,
@@ -89,7 +89,7 @@ impl App {
     /// # Panics
     /// When the app has a task of this name.
     #[must_use]
-    pub fn add(mut self, task: Arc<dyn Task>) -> Self {
+    pub fn with_task(mut self, task: Arc<dyn Task>) -> Self {
         let name = task.name();
         let is_new = self.native.tasks.iter().all(|known| known.name() != name);
         assert!(is_new, "the app has two tasks with the name {name}");

@@ -71,6 +71,10 @@ impl Planner<'_> {
         }
     }
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "as its siblings, which keep them"
+    )]
     fn task(
         &mut self,
         mut node: Node,
@@ -103,6 +107,10 @@ impl Planner<'_> {
         self.freezer.results.add(&id, None)
     }
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "as its siblings, which keep them"
+    )]
     fn chain(
         &mut self,
         chain: Node,
@@ -165,6 +173,10 @@ impl Planner<'_> {
         prepared.results.first().copied().ok_or_else(no_body)
     }
 
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "as its siblings, which keep them"
+    )]
     fn group(
         &mut self,
         group: Node,

@@ -169,6 +169,10 @@ const IS_THE_CHAINS: [&str; 8] = [
     "task_id",
 ];
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "each step takes its part of it"
+)]
 fn prepare(freezer: &mut Freezer<'_>, steps: Vec<Node>, wanted: Wanted) -> Result<Prepared, Error> {
     let mut prepared = Prepared {
         tasks: Vec::with_capacity(steps.len()),

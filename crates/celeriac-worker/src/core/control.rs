@@ -167,8 +167,8 @@ impl Core {
         self.effects.push(Effect::Tell(call));
     }
 
-    /// The lane of the pool that a command names; the first one where it names none.
-    fn lane_named(&self, arguments: &Arguments) -> Result<usize, Answer> {
+    /// The lane of the pool that a command names, the first one where it names none; or why not.
+    fn lane_named(&self, arguments: &Arguments) -> Result<usize, String> {
         let Some(wanted) = arguments.text("pool").filter(|name| !name.is_empty()) else {
             return Ok(0);
         };
@@ -182,7 +182,7 @@ impl Core {
         found.ok_or_else(|| {
             let known: Vec<&str> = names().collect();
             let known = known.join(", ");
-            Answer::error(format!("there is no pool {wanted}; the pools are: {known}"))
+            format!("there is no pool {wanted}; the pools are: {known}")
         })
     }
 
@@ -203,7 +203,7 @@ impl Core {
     ) -> Answer {
         let lane = match self.lane_named(arguments) {
             Ok(lane) => lane,
-            Err(answer) => return answer,
+            Err(reason) => return Answer::error(reason),
         };
         if self.lanes[lane].options.autoscale.is_some() {
             return Answer::error(format!(
@@ -233,7 +233,7 @@ impl Core {
     pub(super) fn set_autoscale(&mut self, arguments: &Arguments, now: Now) -> Answer {
         let at = match self.lane_named(arguments) {
             Ok(lane) => lane,
-            Err(answer) => return answer,
+            Err(reason) => return Answer::error(reason),
         };
         let lane = &mut self.lanes[at];
         let Some(scale) = &mut lane.options.autoscale else {
@@ -315,7 +315,7 @@ impl Core {
         let routing_key = arguments.text("routing_key");
         let lane = match self.lane_named(&arguments) {
             Ok(lane) => lane,
-            Err(answer) => return answer,
+            Err(reason) => return Answer::error(reason),
         };
         let mut options = arguments.0;
         for own in ["queue", "exchange", "exchange_type", "routing_key", "pool"] {

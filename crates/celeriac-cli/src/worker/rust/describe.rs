@@ -324,7 +324,7 @@ impl RustApp<'_> {
             let value = self.option(name);
             value.is_some_and(|value| value.as_array().is_none_or(|list| !list.is_empty()))
         };
-        let reasons = reasons.into_iter().filter(|(name, _)| given(&name));
+        let reasons = reasons.into_iter().filter(|(name, _)| given(name));
         reasons
             .map(|(name, why)| format!("Option {name} has no effect in this worker: {why}."))
             .collect()
