@@ -40,6 +40,14 @@ impl Failure {
         self
     }
 
+    /// What is wrong and what to do about it, for the program that a worker is part of.
+    pub(crate) fn in_full(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{}; to mend this: {hint}", self.message),
+            None => self.message.clone(),
+        }
+    }
+
     /// Shows it, and gives the exit status.
     pub(crate) fn report(&self) -> ExitCode {
         let mut text = String::new();

@@ -15,6 +15,8 @@ pub mod native;
 mod run_docker;
 mod worker;
 
+pub use worker::embed;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::definition::{Definition, Registered};
 use crate::name::qualify;
+use crate::worker::Worker;
 
 /// Where an app's messages are unless it says otherwise: SQLite in the folder that it is started in,
 /// which needs no server.
@@ -143,6 +144,26 @@ impl App {
     /// When a setting or a URL makes no sense.
     pub fn result(&self, id: impl Into<String>) -> Result<AsyncResult, Error> {
         Ok(self.client()?.result(id))
+    }
+
+    /// A worker to be run within this program, beside whatever else it does: without the command
+    /// line, signal handlers and output of its own.
+    ///
+    /// ```no_run
+    /// # #[celeriac::task] async fn add(x: i64, y: i64) -> celeriac::Result<i64> { Ok(x + y) }
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let app = celeriac::App::new("proj").task(add);
+    /// let (running, stop) = app.worker().concurrency(4).queues(["celery"]).start()?;
+    /// let running = tokio::spawn(running);
+    /// let sum: i64 = app.send(add::s(2, 3)).await?.get().await?;
+    /// assert_eq!(sum, 5);
+    /// stop.stop(); // Waits for running tasks; a second one would end them.
+    /// assert_eq!(running.await?, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn worker(&self) -> Worker {
+        Worker::new(self.native.clone())
     }
 
     /// The app as a worker takes it.

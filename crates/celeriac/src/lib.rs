@@ -38,11 +38,13 @@ mod definition;
 mod name;
 #[doc(hidden)]
 pub mod private;
+mod worker;
 
 pub use app::{App, DEFAULT_BACKEND, DEFAULT_BROKER};
 pub use call::Call;
+pub use celeriac_cli::embed::{Running, StartError, Stop};
 pub use celeriac_client::{Apply, AsyncResult, Client, Config, TaskError, canvas};
-pub use celeriac_core::journal::Level;
+pub use celeriac_core::journal::{Journal, Level, Record};
 /// Makes a program of a function that gives an [`App`]: `myprogram worker`, `call`, `dlq`, and so
 /// on, with Celery's options.
 ///
@@ -110,6 +112,7 @@ pub use celeriac_native::{
 };
 pub use celeriac_protocol::{Exception, Signature};
 pub use definition::Definition;
+pub use worker::Worker;
 
 use std::process::ExitCode;
 

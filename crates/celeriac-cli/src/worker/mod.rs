@@ -1,7 +1,9 @@
 //! `celeriac worker`: puts the parts of a worker together, and runs it.
 
+mod assembly;
 mod banner;
 mod detach;
+pub mod embed;
 mod hooks;
 mod lanes;
 mod meter;
@@ -32,7 +34,7 @@ use celeriac_pool::python::{Host, Main, StartOptions};
 use celeriac_pool::sys::seqpacket::SeqPacket;
 use celeriac_worker::Worker;
 use celeriac_worker::hooks::Hooks;
-use celeriac_worker::parts::{End, Lane, Parts};
+use celeriac_worker::parts::End;
 use celeriac_worker::vitals;
 use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, WaitStatus};
@@ -46,6 +48,7 @@ use crate::failure::Failure;
 use crate::health::server::Server;
 use crate::interpreter::interpreter;
 use crate::journal;
+use assembly::{Assembly, Surroundings};
 use pidfile::{Pidfile, Refused};
 use settings::Environment;
 
@@ -146,23 +149,9 @@ async fn start_and_run(
     native.add_to(&mut description)?;
     let pools = pools::assign(plan, arguments, &description)?;
     let environment = Environment::read(global);
-    let lanes = lanes::lanes(&pools, &description, &environment, &native.names())?;
-    let brokers = settings::brokers_of(&description)?;
-    let outlive = brokers
-        .iter()
-        .all(|broker| broker.capabilities().tags_outlive_connections);
-    let delays = description.settings.celeriac_delay_store.unwrap_or(true)
-        && brokers.iter().all(|broker| broker.capabilities().delays);
-    let limited = settings::limits::limits(&description, &brokers)?;
-    let options = settings::worker(
-        &description,
-        &environment,
-        arguments.shutdown_deadline,
-        outlive,
-        delays,
-        &limited,
-        &lanes,
-    )?;
+    let names = native.names();
+    let deadline = arguments.shutdown_deadline;
+    let mut assembly = Assembly::new(&description, &pools, &environment, &names, deadline)?;
     let daemon = &description.daemon;
     privileges::become_user(daemon.uid, daemon.gid).map_err(|error| {
         Failure::new(format!("The user can't be changed: {error}"))
@@ -200,15 +189,13 @@ async fn start_and_run(
         Failure::new(format!("The log file {file} can't be opened: {error}"))
     })?;
     if !global.quiet {
-        console::print(&banner::banner(&description, &lanes, clock.now()));
+        console::print(&banner::banner(&description, &assembly.lanes, clock.now()));
     }
     if global.detached {
         detach::started().map_err(failed)?;
     }
     write_notices(&description, global, arguments, &*journal);
-    for warning in limited.warnings {
-        journal.write(Record::new(Level::Warning, "celery.worker", warning));
-    }
+    assembly.write_warnings(&*journal);
     let (probe, probes) = vitals::probes();
     let server = Server::new(&description.worker.hostname, probe);
     let _socket = match server.answer_locally().await {
@@ -239,7 +226,7 @@ async fn start_and_run(
         None => (None, None),
     };
     let (made, forks) = pool::pools(
-        &lanes,
+        &assembly.lanes,
         &description,
         engine.as_ref(),
         start.zip(zygote),
@@ -264,22 +251,7 @@ async fn start_and_run(
             return Err(Failure::new("The app has no tasks").with_hint("add some: App::task(…)"));
         }
     };
-    let consumers = lanes
-        .iter()
-        .map(|lane| settings::consumer(&description, &brokers, lane, arguments.purge))
-        .collect::<Result<Vec<_>, _>>()?;
-    let remote = &description.remote;
-    let heartbeat = remote.heartbeat.then(|| settings::heartbeat(&description));
-    let bus = settings::bus(&description, brokers);
-    let end = Worker::run(Parts {
-        options,
-        lanes: consumers
-            .into_iter()
-            .zip(made)
-            .map(|(consumer, pool)| Lane { consumer, pool })
-            .collect(),
-        bus,
-        limit_store: limited.store,
+    let surroundings = Surroundings {
         hooks,
         // Without main nothing is asked.
         asked: asked.unwrap_or_else(|| mpsc::channel(1).1),
@@ -289,15 +261,9 @@ async fn start_and_run(
         orders,
         probes,
         console: Box::new(console::print),
-        revoked: description.revoked.clone(),
-        keeps_state: description.worker.statedb.is_some(),
-        heartbeat,
-        signals_heartbeat: description.has_receivers("heartbeat_sent"),
-        meter: Box::new(meter::Linux),
-        has_worker_steps: description.has_worker_steps,
-        has_consumer_steps: description.has_consumer_steps,
-    })
-    .await;
+    };
+    let parts = assembly.parts(&description, made, arguments.purge, surroundings)?;
+    let end = Worker::run(parts).await;
     if let (false, Some((main, host_pid, serving))) = (end.at_once, parting) {
         main.leave();
         if tokio::time::timeout(EXIT_HANDLERS, serving).await.is_err() {

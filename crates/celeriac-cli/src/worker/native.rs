@@ -24,6 +24,7 @@ use super::rust::hooks::{NativeHooks, Parts};
 use super::rust::mixed::MixedHooks;
 use crate::arguments::Global;
 use crate::failure::Failure;
+use crate::native::NativeApp;
 
 /// What `celery` exits with for a wrong command line.
 const EX_USAGE: u8 = 2;
@@ -62,20 +63,13 @@ pub(super) struct Engine {
 /// # Errors
 /// When two have one name.
 pub(super) fn tasks(global: &Global) -> Result<NativeTasks, Failure> {
-    let mut registry = Registry::default();
     let own = global
         .native
         .iter()
         .flat_map(|app| app.tasks.iter().cloned());
     let declared = declared(&global.configuration)?;
-    for task in own.chain(declared) {
-        let registered = registry.register(task);
-        registered.map_err(|duplicate| Failure::new(duplicate.to_string()))?;
-    }
-    Ok(NativeTasks {
-        registry: Arc::new(registry),
-        are_alone: global.native.is_some() && global.app().is_none(),
-    })
+    let are_alone = global.native.is_some() && global.app().is_none();
+    NativeTasks::new(own.chain(declared), are_alone)
 }
 
 /// The tasks that are declared as `[commands.NAME]` and `[containers.NAME]`.
@@ -151,17 +145,52 @@ pub(super) fn describe(
         Some(app) => app.settings_under(configured),
         None => configured,
     };
-    let app = RustApp {
-        name: global.native.as_ref().map_or("celeriac", |app| &app.name),
-        settings: &settings,
-        options,
-        registry: &tasks.registry,
-        color: super::has_colors(global),
-    };
-    app.describe()
+    let name = global.native.as_ref().map_or("celeriac", |app| &app.name);
+    tasks.describe(name, &settings, options, super::has_colors(global))
 }
 
 impl NativeTasks {
+    /// Those of a program alone.
+    ///
+    /// # Errors
+    /// When two have one name.
+    pub(super) fn of_app(app: &NativeApp) -> Result<Self, Failure> {
+        Self::new(app.tasks.iter().cloned(), true)
+    }
+
+    fn new(tasks: impl Iterator<Item = Arc<dyn Task>>, are_alone: bool) -> Result<Self, Failure> {
+        let mut registry = Registry::default();
+        for task in tasks {
+            let registered = registry.register(task);
+            registered.map_err(|duplicate| Failure::new(duplicate.to_string()))?;
+        }
+        Ok(Self {
+            registry: Arc::new(registry),
+            are_alone,
+        })
+    }
+
+    /// What Python would tell of the app with this name that has them.
+    ///
+    /// # Errors
+    /// When an option or a setting makes no sense.
+    pub(super) fn describe(
+        &self,
+        name: &str,
+        settings: &Map<String, Value>,
+        options: &Map<String, Value>,
+        color: bool,
+    ) -> Result<Description, Failure> {
+        let app = RustApp {
+            name,
+            settings,
+            options,
+            registry: &self.registry,
+            color,
+        };
+        app.describe()
+    }
+
     /// Has the worker know them beside the tasks of a Python app.
     ///
     /// # Errors
