@@ -1,5 +1,7 @@
 //! A worker and its client within one program, on SQLite.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on panics")]
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,7 +10,7 @@ use celeriac::{App, Context, Exception, Journal, Level, Record, Running, Stop};
 use tokio::time::timeout;
 
 /// More than anything here takes.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Whether the task that only ends when it is cancelled has begun.
 static HAS_BEGUN: AtomicBool = AtomicBool::new(false);
