@@ -68,7 +68,7 @@ test-interop: $(CELERIAC) $(VENV)/test.installed
 	-scripts/install-packages docker
 	$(CARGO) build --locked --workspace --bins --examples $(FEATURES)
 	cd interop && rm -rf .pytest_cache && \
-		{ $(INTEROP) -q --numprocesses 2 --dist loadfile $(TESTS) || \
+		{ $(INTEROP) -q --numprocesses 3 --dist loadfile $(TESTS) || \
 		$(INTEROP) -v --last-failed --last-failed-no-failures none $(TESTS); }
 
 # Three minutes at full load: nothing may grow.

@@ -40,7 +40,7 @@ from harness.wait import wait_until
 
 TIMEOUT = 60
 #: How many of the points are tried, unless all are.
-DRAWN = 10
+DRAWN = 6
 #: How many cases wait at a time.
 BESIDE = 6
 
