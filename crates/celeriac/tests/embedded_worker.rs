@@ -1,4 +1,5 @@
 //! A worker and its client within one program, on SQLite.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -8,7 +9,7 @@ use celeriac::{App, Context, Exception, Journal, Level, Record, Running, Stop};
 use tokio::time::timeout;
 
 /// More than anything here takes.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Whether the task that only ends when it is cancelled has begun.
 static HAS_BEGUN: AtomicBool = AtomicBool::new(false);
