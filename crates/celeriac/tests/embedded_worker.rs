@@ -1,8 +1,6 @@
 //! A worker and its client within one program, on SQLite.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on panics")]
-
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
