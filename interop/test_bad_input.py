@@ -232,12 +232,14 @@ def test_an_interpreter_that_is_none_is_an_error(kept):
     assert_one_clear_error(ended, 1, "/bin/false", remedy="To mend this" in ended.stderr)
 
 
-@pytest.mark.parametrize("pool", ["nosuch", "gevent", "proj:Pool"])
-def test_an_unknown_pool_is_refused(kept, pool):
+@pytest.mark.parametrize(
+    ("pool", "remedy"), [("nosuch", "prefork"), ("eventlet", "gevent"), ("proj:Pool", "prefork")]
+)
+def test_an_unknown_pool_is_refused(kept, pool, remedy):
     write_app(kept, "proj", "class Pool:\n    pass\n")
     ended = run_worker(kept, "proj", "-P", pool)
     assert ended.returncode in (1, EX_USAGE)
-    assert_one_clear_error(ended, ended.returncode, pool, "prefork")
+    assert_one_clear_error(ended, ended.returncode, pool, remedy)
 
 
 @pytest.mark.parametrize(

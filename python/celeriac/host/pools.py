@@ -24,7 +24,10 @@ _CLASSES = {
     "celery.concurrency.gevent:TaskPool": GEVENT,
     "celeriac.host.pools:AsyncioPool": ASYNCIO,
 }
-_HINT = "use one of the pools prefork, solo, threads, gevent and asyncio (--pool, worker_pool)"
+_HINT = (
+    "use one of the pools prefork, solo, threads, gevent and asyncio (--pool, worker_pool), or run "
+    "this app with `celery worker`"
+)
 
 
 def prepare(name: str | None) -> None:

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytestring::ByteString;
 use celeriac_config::Description;
 use celeriac_config::description::WorkerOptions;
-use celeriac_config::pools::{PoolKind, PoolSpec};
+use celeriac_config::pools::{ONLY, PoolKind, PoolSpec};
 use celeriac_pool::prefork;
 use celeriac_worker::autoscale::Autoscale;
 use celeriac_worker::core::LaneOptions;
@@ -107,7 +107,8 @@ fn overridden(worker: &WorkerOptions, pool: &PoolSpec) -> WorkerOptions {
     let number = |seconds: f64| Number::from_f64(seconds);
     let bounds = |(max, min): (u32, u32)| (max as usize, min as usize);
     let mut own = worker.clone();
-    if let Some(concurrency) = pool.concurrency {
+    // A pool without a name is as the worker's options say.
+    if let Some(concurrency) = pool.concurrency.filter(|_| pool.name != ONLY) {
         own.concurrency = concurrency as usize;
         own.autoscale = None;
     }
